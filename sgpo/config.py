@@ -1,0 +1,244 @@
+"""The configuration: frozen dataclasses, read once from an ml_collections ConfigDict.
+
+The dataclasses are the schema. `default()` turns them into a ConfigDict, a config file
+overrides what matters, `read()` checks the result and freezes it.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  width: int = 128  # D
+  layers: int = 4
+  heads: int = 4
+  kv_heads: int = 2
+  head_dim: int = 32
+  mlp_width: int = 384
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-6
+  tied: bool = True  # the output head is the embedding table
+  dtype: str = "float32"  # of activations; parameters stay float32
+  remat: bool = False  # recompute each layer in the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  name: str = "word_problems"  # word_problems | gsm8k
+  path: str = ""  # folder of train.jsonl[.gz] and test.jsonl[.gz] for gsm8k
+  vocab_size: int = 512  # of the sentencepiece tokenizer trained on this data
+  annotated: float = 0.35  # share of classes with worked examples
+  practice: float = 0.35  # share of classes with answers only; the rest is held out
+  worked_examples: int = 1500  # how many worked examples exist at all
+  practice_families: float = 0.75  # share of SGPO families from practice classes
+  hint_rate: float = 0.5  # share of worked examples shown with hints
+  bare_rate: float = 0.1  # share of worked examples without a strategy (the `none` arm)
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+  """Static lengths in tokens."""
+
+  prompt: int = 112  # T, question and hints together
+  strategy: int = 24  # S
+  execution: int = 48  # E
+  numbers: int = 12  # M
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft:
+  steps: int = 450
+  batch: int = 64
+  learning_rate: float = 3e-3
+  warmup: int = 40
+  weight_decay: float = 0.01
+  clip: float = 1.0  # global norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgpo:
+  steps: int = 100
+  sources: int = 32  # P
+  siblings: int = 3  # K
+  strategies: int = 4  # G
+  learning_rate: float = 2e-4
+  warmup: int = 5
+  b2: float = 0.95
+  eps: float = 1e-5
+  clip: float = 1.0  # global norm
+  epochs: int = 1  # updates per rollout
+  clip_low: float = 0.2  # PPO: ratio >= 1 - clip_low
+  clip_high: float = 0.2  # PPO: ratio <= 1 + clip_high
+  divide_by_std: bool = False  # of the group, in the advantages
+  strategy_weight: float = 1.0  # of the strategy segment's loss
+  kl: float = 0.0  # weight of KL(policy || reference); 0 computes none
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+  own: float = 1.0
+  transfer: float = 1.0
+  form: float = 0.05  # coherence: closed and not empty
+  leak: float = 0.05  # coherence: names no number of its problem
+  faithfulness: float = 0.05  # coherence: the execution depends on it; 0 computes none
+
+
+@dataclasses.dataclass(frozen=True)
+class BankConfig:
+  capacity: int = 1024  # N; 0 = no bank
+  retrieved: int = 2  # R
+  dropout: float = 0.5  # share of families that get no hints
+  admit: float = 0.5  # lower confidence bound of transfer success that makes an entry active
+  min_trials: int = 8  # sibling executions before an entry can become active
+  merge: float = 0.95  # cosine above which equal strategies are one entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  temperature: float = 1.0
+  top_k: int = 0  # 0 = all
+  top_p: float = 1.0
+  calculator: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  problems: int = 512  # per split
+  batch: int = 256
+  transfer_pairs: int = 512  # of the transfer score
+  strategy: int = 32  # room S in evaluation, longer chains need more
+  execution: int = 64  # room E in evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  every: int = 100  # steps
+  keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  seed: int = 0
+  stages: tuple[str, ...] = ("sft", "sgpo")  # methods, run one after another
+  init_from: str = ""  # workdir whose last parameters start the first stage
+  mesh: tuple[int, ...] = (1, 1)  # ("data", "model"); -1 = all remaining devices
+  log_every: int = 10  # steps between progress lines
+  model: Model = Model()
+  data: Data = Data()
+  room: Room = Room()
+  sft: Sft = Sft()
+  sgpo: Sgpo = Sgpo()
+  reward: Reward = Reward()
+  bank: BankConfig = BankConfig()
+  sampling: Sampling = Sampling()
+  eval: Eval = Eval()
+  checkpoint: Checkpoint = Checkpoint()
+
+
+def default() -> ml_collections.ConfigDict:
+  """The schema's defaults, to be overridden by a config file."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def suggest(name: str, known: list[str]) -> str:
+  """' Did you mean "x"?', or the known names where nothing is near."""
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(sorted(known))}."
+
+
+def _freeze(cls: type, values: Any, path: str) -> Any:
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  for name in values:
+    if name not in fields:
+      raise ValueError(f"unknown config key {path}{name}.{suggest(name, list(fields))}")
+  out = {}
+  for name, field in fields.items():
+    if name not in values:
+      raise ValueError(f"config key {path}{name} is missing; start from sgpo.config.default()")
+    value, expected = values[name], field.default
+    if dataclasses.is_dataclass(expected):
+      out[name] = _freeze(type(expected), value, f"{path}{name}.")
+      continue
+    if isinstance(expected, tuple):
+      value = tuple(value) if isinstance(value, list | tuple) else (value,)
+    elif isinstance(expected, float) and type(value) is int:
+      value = float(value)
+    if type(value) is not type(expected):
+      raise ValueError(
+        f"config.{path}{name} = {value!r} is a {type(value).__name__}, "
+        f"expected {type(expected).__name__}"
+      )
+    out[name] = value
+  return cls(**out)
+
+
+def read(config: ml_collections.ConfigDict) -> Config:
+  """Checks and freezes a ConfigDict.
+
+  Raises:
+    ValueError: an unknown or missing key, a wrong type, a value out of range. The message
+      names the key and the value, and suggests the nearest known key.
+  """
+  out = _freeze(Config, config.to_dict(), "")
+  check(out)
+  return out
+
+
+_POSITIVE = (
+  "model.width model.layers model.heads model.kv_heads model.head_dim model.mlp_width "
+  "room.prompt room.strategy room.execution room.numbers sft.batch sgpo.sources sgpo.strategies "
+  "sgpo.epochs eval.problems eval.batch eval.transfer_pairs eval.strategy eval.execution "
+  "checkpoint.every checkpoint.keep log_every data.vocab_size data.worked_examples "
+  "sft.learning_rate sgpo.learning_rate bank.min_trials"
+).split()
+_NOT_NEGATIVE = (
+  "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
+  "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup"
+).split()
+_SHARES = (
+  "data.annotated data.practice data.practice_families data.hint_rate data.bare_rate "
+  "bank.dropout bank.admit sampling.top_p"
+).split()
+
+
+def _get(config: Config, path: str) -> Any:
+  for name in path.split("."):
+    config = getattr(config, name)
+  return config
+
+
+def check(config: Config) -> None:
+  """Raises ValueError where a value is out of its range or two values do not fit."""
+  for path in _POSITIVE:
+    if _get(config, path) <= 0:
+      raise ValueError(f"config.{path} = {_get(config, path)} must be positive")
+  for path in _NOT_NEGATIVE:
+    if _get(config, path) < 0:
+      raise ValueError(f"config.{path} = {_get(config, path)} must not be negative")
+  for path in _SHARES:
+    if not 0 <= _get(config, path) <= 1:
+      raise ValueError(f"config.{path} = {_get(config, path)} must lie in [0, 1]")
+  if config.data.annotated + config.data.practice > 1:
+    raise ValueError(
+      f"config.data.annotated + practice = {config.data.annotated + config.data.practice:g} "
+      "must not exceed 1; the rest is the share of held-out classes"
+    )
+  m = config.model
+  if m.heads % m.kv_heads:
+    raise ValueError(f"config.model.heads = {m.heads} must be a multiple of kv_heads = {m.kv_heads}")
+  if m.head_dim % 2:
+    raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
+  if m.dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"config.model.dtype = {m.dtype!r} must be 'float32' or 'bfloat16'")
+  if len(config.mesh) != 2:
+    raise ValueError(f"config.mesh = {config.mesh} must have two entries, (data, model)")
+  if config.sgpo.strategies < 2 and "sgpo" in config.stages:
+    raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
+  if config.bank.retrieved > config.bank.capacity:
+    raise ValueError(
+      f"config.bank.retrieved = {config.bank.retrieved} exceeds capacity = {config.bank.capacity}"
+    )

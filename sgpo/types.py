@@ -1,0 +1,106 @@
+"""The dimension key and the values that cross module borders.
+
+Dimension key, used as suffixes everywhere (`tokens_BT`, `reward_PG`):
+
+  P source problems in a batch      J = 1+K problems of a family (source first)
+  G strategies sampled per source   R strategies retrieved from the bank
+  T prompt tokens                   S strategy tokens        E execution tokens
+  V vocabulary                      D model width            N bank capacity
+  L layers                          H heads                  M numbers in a question
+  B any flat batch
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import struct
+
+NO_NUMBER = -1  # fills `numbers_PJM` behind a question's last number
+NO_SOURCE = -1  # a bank entry or sample without a known source problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One word problem, as text, on the host."""
+
+  question: str
+  answer: int  # fits int32
+  solution: str  # worked solution, "<<12*3=36>> <<36-5=31>> #### 31"
+  plan: str  # class key over placeholders, "q*q; r1-q"
+  domain: str  # "money", or "money+rates" where a chain mixes domains
+  relations: tuple[str, ...] = ()  # one name a step of the story
+  phrasings: tuple[int, ...] = ()  # which wording each relation used
+  numbers: tuple[int, ...] = ()  # the question's numbers, in order of appearance
+  names: tuple[str, ...] = ()  # people and things named in the story
+  split: str = ""
+  index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+  """Token ids that the jitted code must know. Hashable, so it can be static."""
+
+  pad: int
+  bos: int
+  eos: int
+  strategy: int  # opens a strategy
+  execute: int  # closes a strategy, opens an execution
+  hint: int  # opens a strategy handed over by the bank
+  digits: tuple[int, ...]  # ids of "0".."9"
+  add: int
+  sub: int
+  mul: int
+  div: int
+  equals: int
+  open: int  # "<<"
+  close: int  # ">>"
+  answer: int  # "####"
+  space: int  # the lone word-boundary piece
+
+
+@struct.dataclass
+class Families:
+  """A batch for reinforcement learning: P sources, each with K siblings of its class."""
+
+  prompt_PJT: jax.Array  # int32, right-padded with symbols.pad
+  length_PJ: jax.Array  # int32
+  answer_PJ: jax.Array  # int32
+  numbers_PJM: jax.Array  # int32, NO_NUMBER behind the last
+  domain_P: jax.Array  # int32, index into the dataset's `domains`
+  source_P: jax.Array  # int32, id of the source problem within its dataset
+
+
+@struct.dataclass
+class Examples:
+  """A batch of worked examples for supervised training."""
+
+  prompt_BT: jax.Array  # int32; hints, if any, stand behind the question
+  prompt_length_B: jax.Array
+  strategy_BS: jax.Array  # int32, closed by symbols.execute; length 1 = no strategy
+  strategy_length_B: jax.Array
+  execution_BE: jax.Array  # int32, closed by symbols.eos
+  execution_length_B: jax.Array
+
+
+@struct.dataclass
+class Segment:
+  """Tokens that the policy wrote between an opening marker and a stop token."""
+
+  tokens_BL: jax.Array  # int32 [..., L], the stop token included, pad behind it
+  logp_BL: jax.Array  # float32 [..., L], of the sampling distribution at temperature 1
+  length_B: jax.Array  # int32 [...], tokens written, the stop token included
+  forced_BL: jax.Array  # bool [..., L], written by the calculator
+  truncated_B: jax.Array  # bool [...], no stop token within L
+
+
+@struct.dataclass
+class TrainState:
+  """All that a run remembers, one pytree."""
+
+  step: jax.Array  # int32 []
+  params: Any
+  opt_state: Any
+  reference: Any  # frozen parameters of the stage's start, or () in supervised stages
+  bank: Any  # sgpo.bank.Bank, or () in supervised stages
+  skipped: jax.Array  # int32 [], updates skipped for non-finite gradients
