@@ -1,0 +1,27 @@
+"""Training methods. Each hands out the same pair: `init` makes a state, `step` advances it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from sgpo.types import TrainState
+
+
+class Method(NamedTuple):
+  """A training method, bound to its configuration.
+
+  init:    (params) -> state. Pure; `params` are those that the stage starts from.
+  step:    (state, batch, key) -> (state, metrics). Pure, jitted once by the caller with the
+           state donated; metrics are float32 scalars.
+  prepare: (state) -> state. On the host, once when a stage starts, not on resume.
+  batches: (seed) -> grain.DatasetIterator of host batches (this process's shard), whose
+           `get_state()` is JSON; an item is the batch pytree of numpy arrays for `step`.
+  steps:   how many steps the stage has.
+  """
+
+  init: Callable[[Any], TrainState]
+  step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+  prepare: Callable[[TrainState], TrainState]
+  batches: Callable[[int], Any]
+  steps: int

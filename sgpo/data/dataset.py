@@ -1,0 +1,34 @@
+"""What every data set offers to the pipeline: problems by (split, index) and families by class."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from sgpo.types import Problem
+
+
+class Dataset(Protocol):
+  """Problems with classes. Everything is a pure function of (split, index) and the config."""
+
+  domains: tuple[str, ...]  # `Families.domain_P` indexes this
+  splits: tuple[str, ...]  # evaluation splits, in the order of tables
+
+  def worked_example(self, index: int) -> Problem:
+    """The index-th worked example (annotated classes only); wraps at the number that exist."""
+
+  def problem(self, split: str, index: int) -> Problem:
+    """The index-th problem of an evaluation split."""
+
+  def size(self, split: str) -> int:
+    """How many problems the split can give (a large number where they are generated)."""
+
+  def family(self, split: str, index: int, size: int) -> list[Problem]:
+    """`size` different problems of one class; split 'train' draws on annotated and practice classes.
+
+    Also defined on the evaluation splits 'id', 'practice' and 'cls' (for the transfer score).
+    """
+
+  def texts(self) -> Iterable[str]:
+    """Text to train a tokenizer on: training questions, plans and solutions, no evaluation text."""
+
+  def fingerprint(self) -> dict[str, str]:
+    """What `run.json` records about the data: version, or the sha256 of each file read."""
