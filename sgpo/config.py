@@ -24,6 +24,7 @@ class Model:
   tied: bool = True  # the output head is the embedding table
   dtype: str = "float32"  # of activations; parameters stay float32
   remat: bool = False  # recompute each layer in the backward pass
+  unroll: int = 1  # layers per iteration of the scan; all of them is fastest for small models
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""One decoder by configuration: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Tokens come as `[B, G, Q]`: B prompts, G rows that share a prompt, Q tokens a row. Attention sees
+two parts, the prompt's keys (shared by the group, read once, as one matrix product) and the row's
+own. Three pure functions cover every use, so that algorithms never see a module:
+
+  prefill  prompts alone                       -> hidden states and their keys and values
+  extend   many tokens behind a prompt         -> the update, and strategies given by others
+  decode   one token behind a prompt and cache -> the sampler
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sgpo import config as config_lib
+
+MASKED = -1e30  # finite, so that a row without keys gives no NaN
+
+KV = tuple[jax.Array, jax.Array]  # keys and values of one layer, heads before slots
+
+
+@struct.dataclass
+class Prefix:
+  """Prompts, computed once."""
+
+  kv: tuple[KV, ...]  # per layer, each [B, K, T, h]
+  length_B: jax.Array  # int32, valid tokens
+
+
+class LM(NamedTuple):
+  """A language model as pure functions; any transformer that offers them can be trained.
+
+  init:    (key) -> params
+  prefill: (params, tokens_BT, length_B) -> (hidden_BTD, Prefix)
+  extend:  (params, prefix, tokens_BGQ, position_BGQ, valid_BGQ) -> (hidden_BGQD, per-layer KV
+           [B, G, K, Q, h]); causal among the Q tokens, invalid ones are never attended to
+  decode:  (params, prefix, cache, token_BG, position_BG, slot, valid_BGC) -> (hidden_BGD, cache);
+           writes slot `slot` of the cache (per-layer KV [B, G, K, C, h]) and attends to the valid
+  logits:  (params, hidden) -> float32 [..., V]
+  split:   (params) -> params with one subtree a layer, as `decode` wants them: done once, outside
+           of the sampling loop
+  """
+
+  init: Callable
+  prefill: Callable
+  extend: Callable
+  decode: Callable
+  logits: Callable
+  split: Callable
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32 (arXiv 1910.07467)."""
+  x32 = x.astype(jnp.float32)
+  out = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + eps)
+  return (out * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def rotate(x_BGQHh: jax.Array, position_BGQ: jax.Array, theta: float) -> jax.Array:
+  """Rotary position embedding on halves of the head (arXiv 2104.09864)."""
+  half = x_BGQHh.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = position_BGQ[..., None, None].astype(jnp.float32) * frequency.reshape(1, 1, 1, 1, half)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x_BGQHh.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BGQHh.dtype)
+
+
+def attend(
+  q_BGQHh: jax.Array, own: KV, mask_BGQC: jax.Array, prefix: KV | None, prefix_mask_BT
+) -> jax.Array:
+  """softmax(q k^T / sqrt(h)) v over a shared prefix and the row's own keys.
+
+  The two parts meet in the softmax's sums, so the prefix is never copied to the rows.
+  own: [B, G, K, C, h] each; prefix: [B, K, T, h] each. Returns [B, G, Q, H, h].
+  """
+  B, G, Q, H, h = q_BGQHh.shape
+  k, v = own
+  K = k.shape[2]
+  q = (q_BGQHh * h**-0.5).reshape(B, G, Q, K, H // K, h)
+  f32 = jnp.float32
+  s = jnp.einsum("bgqkrh,bgkch->bgkqrc", q, k, preferred_element_type=f32)
+  s = jnp.where(mask_BGQC[:, :, None, :, None, :], s, MASKED)
+  top = s.max(-1)
+  if prefix is not None:
+    sp = jnp.einsum("bgqkrh,bkth->bkgqrt", q, prefix[0], preferred_element_type=f32)
+    sp = jnp.where(prefix_mask_BT[:, None, None, None, None, :], sp, MASKED)
+    top = jnp.maximum(top, sp.max(-1).swapaxes(1, 2))
+  top = jax.lax.stop_gradient(top)
+  e = jnp.exp(s - top[..., None])
+  total = e.sum(-1)
+  out = jnp.einsum("bgkqrc,bgkch->bgqkrh", e.astype(v.dtype), v, preferred_element_type=f32)
+  if prefix is not None:
+    ep = jnp.exp(sp - top.swapaxes(1, 2)[..., None])
+    total += ep.sum(-1).swapaxes(1, 2)
+    out += jnp.einsum(
+      "bkgqrt,bkth->bgqkrh", ep.astype(v.dtype), prefix[1], preferred_element_type=f32
+    )
+  out /= total.transpose(0, 1, 3, 2, 4)[..., None]
+  return out.reshape(B, G, Q, H, h).astype(q_BGQHh.dtype)
+
+
+class Layer(nn.Module):
+  """Attention and a gated MLP, each behind its norm."""
+
+  config: config_lib.Model
+
+  @nn.compact
+  def __call__(self, x_BGQD, position_BGQ, mask_BGQC, prefix_mask_BT, slot, prefix, cache):
+    """Returns (x_BGQD, own keys and values: the cache with its slot written, or the new ones)."""
+    c = self.config
+    D, H, K, h, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
+    dtype = x_BGQD.dtype
+    init = nn.initializers.normal(0.02)
+    last = nn.initializers.normal(0.02 / (2 * c.layers) ** 0.5)
+    weight = lambda name, *shape, fn=init: self.param(name, fn, shape, jnp.float32).astype(dtype)
+    norm = lambda name, x: rms_norm(
+      x, self.param(name, nn.initializers.ones, (D,), jnp.float32), c.norm_eps
+    )
+    y = norm("attn_norm", x_BGQD)
+    q = rotate(jnp.einsum("bgqd,dhk->bgqhk", y, weight("q", D, H, h)), position_BGQ, c.rope_theta)
+    k = rotate(jnp.einsum("bgqd,dhk->bgqhk", y, weight("k", D, K, h)), position_BGQ, c.rope_theta)
+    v = jnp.einsum("bgqd,dhk->bgqhk", y, weight("v", D, K, h))
+    own = (k.transpose(0, 1, 3, 2, 4), v.transpose(0, 1, 3, 2, 4))
+    if cache is not None:
+      write = jax.lax.dynamic_update_slice_in_dim
+      own = tuple(write(old, part, slot, 3) for old, part in zip(cache, own, strict=True))
+    out = attend(q, own, mask_BGQC, prefix, prefix_mask_BT)
+    x_BGQD += jnp.einsum("bgqhk,hkd->bgqd", out, weight("o", H, h, D, fn=last))
+    y = norm("mlp_norm", x_BGQD)
+    gate = jnp.einsum("bgqd,df->bgqf", y, weight("gate", D, F))
+    up = jnp.einsum("bgqd,df->bgqf", y, weight("up", D, F))
+    x_BGQD += jnp.einsum("bgqf,fd->bgqd", nn.silu(gate) * up, weight("down", F, D, fn=last))
+    return x_BGQD, own
+
+
+class Decoder(nn.Module):
+  """Embedding, a scan over layers, the final norm. The head is `LM.logits`."""
+
+  config: config_lib.Model
+  vocab: int
+
+  @nn.compact
+  def __call__(self, tokens_BGQ, position_BGQ, mask_BGQC, prefix_mask_BT, prefix):
+    """Returns (hidden_BGQD, keys and values stacked over layers [L, B, G, K, Q, h])."""
+    c = self.config
+    init = nn.initializers.normal(0.02)
+    embed = self.param("embed", init, (self.vocab, c.width), jnp.float32)
+    if not c.tied:
+      self.param("head", init, (c.width, self.vocab), jnp.float32)
+    layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
+    layers = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast,) * 4 + (0, nn.broadcast),
+      length=c.layers,
+      unroll=c.unroll,
+    )(c, name="layers")
+    x = embed.astype(c.dtype)[tokens_BGQ]
+    x, kv = layers(x, position_BGQ, mask_BGQC, prefix_mask_BT, 0, prefix, None)
+    norm = self.param("final_norm", nn.initializers.ones, (c.width,), jnp.float32)
+    return rms_norm(x, norm, c.norm_eps), kv
+
+
+def _unstack(tree: Any, layers: int) -> tuple:
+  return tuple(jax.tree.map(lambda x: x[i], tree) for i in range(layers))  # noqa: B023
+
+
+def make_lm(config: config_lib.Model, vocab: int) -> LM:
+  """Binds a configuration to the pure functions of `LM`."""
+  decoder, layer = Decoder(config, vocab), Layer(config)
+
+  def init(key):
+    tokens = jnp.zeros((1, 1, 1), jnp.int32)
+    mask = jnp.ones((1, 1, 1, 1), bool)
+    return decoder.init(key, tokens, tokens, mask, None, None)["params"]
+
+  def prefill(params, tokens_BT, length_B):
+    T = tokens_BT.shape[1]
+    slot = jnp.arange(T)
+    valid_BT = slot[None] < length_B[:, None]
+    mask = (slot[:, None] >= slot[None])[None] & valid_BT[:, None]
+    position = jnp.broadcast_to(slot[None, None], (tokens_BT.shape[0], 1, T))
+    hidden, kv = decoder.apply(
+      {"params": params}, tokens_BT[:, None], position, mask[:, None], None, None
+    )
+    kv = jax.tree.map(lambda x: x[:, :, 0], kv)
+    return hidden[:, 0], Prefix(kv=_unstack(kv, config.layers), length_B=length_B)
+
+  def prefix_mask(prefix):
+    T = prefix.kv[0][0].shape[2]
+    return jnp.arange(T)[None] < prefix.length_B[:, None]
+
+  def extend(params, prefix, tokens_BGQ, position_BGQ, valid_BGQ):
+    Q = tokens_BGQ.shape[2]
+    causal = jnp.arange(Q)[:, None] >= jnp.arange(Q)[None]
+    mask = causal[None, None] & valid_BGQ[:, :, None]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *prefix.kv)
+    hidden, kv = decoder.apply(
+      {"params": params}, tokens_BGQ, position_BGQ, mask, prefix_mask(prefix), stacked
+    )
+    return hidden, _unstack(kv, config.layers)
+
+  def decode(params, prefix, cache, token_BG, position_BG, slot, valid_BGC):
+    x = params["embed"].astype(config.dtype)[token_BG][:, :, None]
+    out, mask = [], prefix_mask(prefix)
+    for weights, shared, own in zip(params["layers"], prefix.kv, cache, strict=True):
+      x, own = layer.apply(
+        {"params": weights}, x, position_BG[..., None], valid_BGC[:, :, None], mask, slot, shared, own
+      )
+      out.append(own)
+    return rms_norm(x[:, :, 0], params["final_norm"], config.norm_eps), tuple(out)
+
+  def logits(params, hidden):
+    table = params["embed"].T if config.tied else params["head"]
+    return jnp.einsum(
+      "...d,dv->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+
+  def split(params):
+    return {**params, "layers": _unstack(params["layers"], config.layers)}
+
+  return LM(init, prefill, extend, decode, logits, split)
