@@ -105,6 +105,9 @@ class Sampling:
   top_p: float = 1.0
   calculator: bool = True
 
+  def replace(self, **changes: Any) -> "Sampling":
+    return dataclasses.replace(self, **changes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
@@ -230,7 +233,9 @@ def check(config: Config) -> None:
     )
   m = config.model
   if m.heads % m.kv_heads:
-    raise ValueError(f"config.model.heads = {m.heads} must be a multiple of kv_heads = {m.kv_heads}")
+    raise ValueError(
+      f"config.model.heads = {m.heads} must be a multiple of kv_heads = {m.kv_heads}"
+    )
   if m.head_dim % 2:
     raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
   if m.dtype not in ("float32", "bfloat16"):

@@ -88,7 +88,7 @@ class Segment:
   """Tokens that the policy wrote between an opening marker and a stop token."""
 
   tokens_BL: jax.Array  # int32 [..., L], the stop token included, pad behind it
-  logp_BL: jax.Array  # float32 [..., L], of the sampling distribution at temperature 1
+  logp_BL: jax.Array  # float32 [..., L], under softmax(logits / temperature)
   length_B: jax.Array  # int32 [...], tokens written, the stop token included
   forced_BL: jax.Array  # bool [..., L], written by the calculator
   truncated_B: jax.Array  # bool [...], no stop token within L

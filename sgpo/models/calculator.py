@@ -90,7 +90,9 @@ def advance(state: State, token: jax.Array, symbols: Symbols) -> State:
     operator=jnp.where(is_operator, token, state.operator),
     read=jnp.where(opens | restart, 0, state.read + is_digit),
     result=jnp.where(is_equals, result, state.result),
-    left=jnp.where(is_equals, length, jnp.where(writes, jnp.maximum(state.left - 1, 0), state.left)),
+    left=jnp.where(
+      is_equals, length, jnp.where(writes, jnp.maximum(state.left - 1, 0), state.left)
+    ),
   )
 
 

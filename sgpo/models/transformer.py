@@ -212,7 +212,14 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
     out, mask = [], prefix_mask(prefix)
     for weights, shared, own in zip(params["layers"], prefix.kv, cache, strict=True):
       x, own = layer.apply(
-        {"params": weights}, x, position_BG[..., None], valid_BGC[:, :, None], mask, slot, shared, own
+        {"params": weights},
+        x,
+        position_BG[..., None],
+        valid_BGC[:, :, None],
+        mask,
+        slot,
+        shared,
+        own,
       )
       out.append(own)
     return rms_norm(x[:, :, 0], params["final_norm"], config.norm_eps), tuple(out)

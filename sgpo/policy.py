@@ -1,0 +1,221 @@
+"""Extract and execute: the two things that the policy does, on top of any `LM`.
+
+A row reads  prompt | <strategy> s ... | <execute> e ...  where a segment's stop token is an output
+only: the next segment's opening marker stands in its place. The prompt is computed once for its
+group, in the rollout and in the update.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sgpo import config as config_lib
+from sgpo.models import sampler, transformer
+from sgpo.models.transformer import LM, Prefix
+from sgpo.types import Segment, Symbols
+
+
+@struct.dataclass
+class Rollout:
+  """What one batch of families gave."""
+
+  strategy: Segment  # arrays [P, G, S]
+  execution: Segment  # arrays [P, J, G, E]
+
+
+@struct.dataclass
+class Scores:
+  """Log-probabilities and entropies of a rollout under some parameters."""
+
+  strategy_logp: jax.Array  # [P, G, S]
+  execution_logp: jax.Array  # [P, J, G, E]
+  strategy_entropy: jax.Array  # [P, G, S], nats
+  execution_entropy: jax.Array  # [P, J, G, E]
+
+
+def init_params(config: config_lib.Config, vocab_size: int, key: jax.Array):
+  """Fresh parameters of the configured model. Pure."""
+  return transformer.make_lm(config.model, vocab_size).init(key)
+
+
+def embed(lm: LM, params, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
+  """Unit vectors [B, D] by which the bank knows problems: mean of the last hidden states."""
+  hidden, _ = lm.prefill(params, tokens_BT, length_B)
+  valid = (jnp.arange(tokens_BT.shape[1])[None] < length_B[:, None])[..., None]
+  mean = (hidden.astype(jnp.float32) * valid).sum(1) / jnp.maximum(length_B, 1)[:, None]
+  return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-6)
+
+
+def append_hints(
+  prompt_BT: jax.Array,
+  length_B: jax.Array,
+  hints_BRS: jax.Array,
+  hint_length_BR: jax.Array,
+  symbols: Symbols,
+) -> tuple[jax.Array, jax.Array]:
+  """Puts `<hint> s` behind each prompt for each hint of length > 0 that still fits its room."""
+  T = prompt_BT.shape[1]
+  slot = jnp.arange(T)
+
+  def one(prompt_T, length, hints_RS, hint_length_R):
+    for r in range(hints_RS.shape[0]):
+      fits = (hint_length_R[r] > 0) & (length + 1 + hint_length_R[r] <= T)
+      at = slot - length
+      text = hints_RS[r][jnp.clip(at - 1, 0, hints_RS.shape[1] - 1)]
+      written = jnp.where((at > 0) & (at <= hint_length_R[r]), text, prompt_T)
+      written = jnp.where(at == 0, symbols.hint, written)
+      prompt_T = jnp.where(fits, written, prompt_T)
+      length += jnp.where(fits, 1 + hint_length_R[r], 0)
+    return prompt_T, length
+
+  return jax.vmap(one)(prompt_BT, length_B, hints_BRS, hint_length_BR)
+
+
+def shift_right(tokens_BL: jax.Array, opening: int) -> jax.Array:
+  """A segment's inputs: the opening marker, then all of its tokens but the last."""
+  first = jnp.full((*tokens_BL.shape[:-1], 1), opening, tokens_BL.dtype)
+  return jnp.concatenate([first, tokens_BL[..., :-1]], -1)
+
+
+def _inputs(tokens_BGL, length_BG, opening, start_BG):
+  """(inputs, positions, validity) of a segment that starts at position `start_BG`."""
+  slot = jnp.arange(tokens_BGL.shape[-1])
+  valid = slot < length_BG[..., None]
+  return shift_right(tokens_BGL, opening), start_BG[..., None] + slot, valid
+
+
+def _take_rows(prefix: Prefix, rows) -> Prefix:
+  return jax.tree.map(lambda x: x[rows], prefix)
+
+
+def extract(
+  lm: LM, params, prefix: Prefix, group: int, room: int, key, *, symbols: Symbols, sampling
+) -> tuple[Segment, sampler.Context]:
+  """s ~ pi(. | prompt): `group` strategies for each prompt, arrays [B, G, S]."""
+  context = sampler.empty_context(prefix, group, room)
+  return sampler.generate(
+    lm, params, prefix, context, key,
+    first_slot=0, room=room, opening=symbols.strategy, stop=symbols.execute,
+    symbols=symbols, sampling=sampling.replace(calculator=False),
+  )  # fmt: skip
+
+
+def read_strategy(
+  lm: LM, params, prefix: Prefix, tokens_BGS: jax.Array, length_BG: jax.Array, symbols: Symbols
+) -> sampler.Context:
+  """The context behind a strategy that was given, not sampled. Length 1 is no strategy at all."""
+  start = jnp.broadcast_to(prefix.length_B[:, None], length_BG.shape)
+  inputs, position, valid = _inputs(tokens_BGS, length_BG, symbols.strategy, start)
+  _, cache = lm.extend(params, prefix, inputs, position, valid)
+  return sampler.Context(cache=cache, valid_BGC=valid, position_BG=start + length_BG)
+
+
+def execute(
+  lm: LM, params, prefix: Prefix, context: sampler.Context, room: int, key, *, symbols, sampling,
+  started_BG=None,
+) -> Segment:  # fmt: skip
+  """e ~ pi(. | prompt, strategy), arrays [B, G, E]; `context` is behind the strategy."""
+  S = context.valid_BGC.shape[-1]
+  grow = lambda x, axis: jnp.pad(x, [(0, room * (a == axis)) for a in range(x.ndim)])
+  context = context.replace(
+    cache=jax.tree.map(partial(grow, axis=3), context.cache), valid_BGC=grow(context.valid_BGC, 2)
+  )
+  segment, _ = sampler.generate(
+    lm, params, prefix, context, key,
+    first_slot=S, room=room, opening=symbols.execute, stop=symbols.eos,
+    symbols=symbols, sampling=sampling, started_BG=started_BG,
+  )  # fmt: skip
+  return segment
+
+
+def rollout(
+  lm: LM,
+  params,
+  prompt_PJT,
+  length_PJ,
+  key,
+  *,
+  group: int,
+  room: config_lib.Room,
+  symbols,
+  sampling,
+) -> Rollout:
+  """G strategies from each source, each executed on all J problems of its family.
+
+  The source's execution continues on the cache that its strategy left; siblings read it.
+  """
+  extract_key, execute_key = jax.random.split(key)
+  P, J, T = prompt_PJT.shape
+  _, prefix = lm.prefill(params, prompt_PJT.reshape(P * J, T), length_PJ.reshape(P * J))
+  weights = lm.split(params)
+  family = lambda x: x.reshape(P, J, *x.shape[1:])
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  source = jax.tree.map(lambda x: family(x)[:, 0], prefix)
+  strategy, context = extract(
+    lm, weights, source, group, room.strategy, extract_key, symbols=symbols, sampling=sampling
+  )
+  if J > 1:
+    siblings = jax.tree.map(lambda x: flat(family(x)[:, 1:]), prefix)
+    spread = lambda x: jnp.repeat(x, J - 1, axis=0)
+    read = read_strategy(
+      lm, params, siblings, spread(strategy.tokens_BL), spread(strategy.length_B), symbols
+    )
+    join = lambda own, other: flat(
+      jnp.concatenate([own[:, None], other.reshape(P, J - 1, *other.shape[1:])], 1)
+    )
+    context = jax.tree.map(join, context, read)
+  execution = execute(
+    lm, weights, prefix, context, room.execution, execute_key, symbols=symbols, sampling=sampling
+  )
+  return Rollout(strategy=strategy, execution=jax.tree.map(family, execution))
+
+
+def token_scores(
+  lm: LM, params, hidden: jax.Array, tokens: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+  """(log-probability of each token, entropy of its distribution), float32, shape of `tokens`."""
+  logits = lm.logits(params, hidden) / (temperature or 1.0)
+  total = jax.nn.logsumexp(logits, -1)
+  chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+  p = jnp.exp(jax.lax.stop_gradient(logits - total[..., None]))
+  entropy = jax.lax.stop_gradient(total) - (p * jax.lax.stop_gradient(logits)).sum(-1)
+  return chosen - total, entropy
+
+
+def hidden_segments(
+  lm: LM, params, prompt_BT, length_B, strategy_BGS, strategy_length_BG, execution_BGE,
+  execution_length_BG, symbols: Symbols,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+  """Hidden states that predict both segments, [B, G, S, D] and [B, G, E, D].
+
+  One pass over each prompt and one over each row behind it, whatever G is.
+  """
+  _, prefix = lm.prefill(params, prompt_BT, length_B)
+  start = jnp.broadcast_to(length_B[:, None], strategy_length_BG.shape)
+  s = _inputs(strategy_BGS, strategy_length_BG, symbols.strategy, start)
+  e = _inputs(execution_BGE, execution_length_BG, symbols.execute, start + strategy_length_BG)
+  inputs, position, valid = (jnp.concatenate(pair, -1) for pair in zip(s, e, strict=True))
+  hidden, _ = lm.extend(params, prefix, inputs, position, valid)
+  S = strategy_BGS.shape[-1]
+  return hidden[:, :, :S], hidden[:, :, S:]
+
+
+def score(
+  lm: LM, params, prompt_PJT, length_PJ, rollout: Rollout, *, symbols: Symbols, temperature: float
+) -> Scores:
+  """log pi of a rollout's tokens. Strategies are scored on their sources alone."""
+  P, J, T = prompt_PJT.shape
+  flat = lambda x: x.reshape(P * J, *x.shape[2:])
+  spread = lambda x: jnp.repeat(x, J, axis=0)
+  hidden_s, hidden_e = hidden_segments(
+    lm, params, flat(prompt_PJT), flat(length_PJ),
+    spread(rollout.strategy.tokens_BL), spread(rollout.strategy.length_B),
+    flat(rollout.execution.tokens_BL), flat(rollout.execution.length_B), symbols,
+  )  # fmt: skip
+  hidden_s = hidden_s.reshape(P, J, *hidden_s.shape[1:])[:, 0]
+  hidden_e = hidden_e.reshape(P, J, *hidden_e.shape[1:])
+  s = token_scores(lm, params, hidden_s, rollout.strategy.tokens_BL, temperature)
+  e = token_scores(lm, params, hidden_e, rollout.execution.tokens_BL, temperature)
+  return Scores(s[0], e[0], s[1], e[1])

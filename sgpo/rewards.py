@@ -1,0 +1,98 @@
+"""Rewards on device: the answer's correctness, transfer, and the parts of coherence."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from sgpo.models.calculator import digit_value
+from sgpo.types import NO_NUMBER, Segment, Symbols
+
+MAX_DIGITS = 9  # what fits int32
+
+
+@struct.dataclass
+class Grades:
+  """Arrays of the shape of the rows."""
+
+  correct: jax.Array  # float32, 0 or 1
+  parsed: jax.Array  # bool, an answer could be read
+  value: jax.Array  # int32, 0 where not parsed
+
+
+def read_numbers(tokens_BL: jax.Array, symbols: Symbols) -> jax.Array:
+  """The value of each maximal run of digits at its last token, NO_NUMBER elsewhere. int32 [..., L].
+
+  Runs of more than nine digits are NO_NUMBER.
+  """
+  digits = jnp.moveaxis(digit_value(tokens_BL, symbols), -1, 0)
+  following = jnp.concatenate([digits[1:], jnp.full_like(digits[:1], -1)])
+
+  def read(carry, pair):
+    value, count = carry
+    digit, after = pair
+    value = jnp.where(digit >= 0, value * 10 + digit, 0)
+    count = jnp.where(digit >= 0, count + 1, 0)
+    value = jnp.where(count > MAX_DIGITS, 0, value)
+    ends = (digit >= 0) & (after < 0) & (count <= MAX_DIGITS)
+    return (value, count), jnp.where(ends, value, NO_NUMBER)
+
+  zero = jnp.zeros(digits.shape[1:], jnp.int32)
+  return jnp.moveaxis(jax.lax.scan(read, (zero, zero), (digits, following))[1], 0, -1)
+
+
+def read_answer(tokens_BL: jax.Array, symbols: Symbols) -> tuple[jax.Array, jax.Array]:
+  """(value int32, parsed bool) of `#### -?digits <eos>`; a space behind the marks is allowed."""
+  OUTSIDE, BEGUN, SIGNED, NUMBER, DONE, BROKEN = range(6)
+  tokens_LB = jnp.moveaxis(tokens_BL, -1, 0)
+
+  def read(carry, token):
+    phase, value, sign, count = carry
+    digit = digit_value(token, symbols)
+    inside = (phase == BEGUN) | (phase == SIGNED) | (phase == NUMBER)
+    takes = inside & (digit >= 0)
+    after = jnp.where(inside & ~takes, BROKEN, phase)
+    after = jnp.where((phase == BEGUN) & (token == symbols.space), BEGUN, after)
+    after = jnp.where((phase == BEGUN) & (token == symbols.sub), SIGNED, after)
+    after = jnp.where((phase == NUMBER) & (token == symbols.eos), DONE, after)
+    after = jnp.where(takes, jnp.where(count < MAX_DIGITS, NUMBER, BROKEN), after)
+    after = jnp.where((phase == OUTSIDE) & (token == symbols.answer), BEGUN, after)
+    value = jnp.where(takes & (count < MAX_DIGITS), value * 10 + digit, value)
+    sign = jnp.where((phase == BEGUN) & (token == symbols.sub), -1, sign)
+    return (after, value, sign, count + takes), None
+
+  zero = jnp.zeros(tokens_LB.shape[1:], jnp.int32)
+  (phase, value, sign, _), _ = jax.lax.scan(read, (zero, zero, zero + 1, zero), tokens_LB)
+  parsed = phase == DONE
+  return jnp.where(parsed, value * sign, 0), parsed
+
+
+def grade(execution: Segment, answer_B: jax.Array, symbols: Symbols) -> Grades:
+  """c = 1 where the answer read off the tokens equals `answer_B` (broadcast over the rows)."""
+  value, parsed = read_answer(execution.tokens_BL, symbols)
+  return Grades(
+    correct=(parsed & (value == answer_B)).astype(jnp.float32), parsed=parsed, value=value
+  )
+
+
+def form(strategy: Segment) -> jax.Array:
+  """1 where a strategy is closed within its room and not empty, else 0."""
+  return (~strategy.truncated_B & (strategy.length_B > 1)).astype(jnp.float32)
+
+
+def no_leak(
+  strategy: Segment, answer_P: jax.Array, numbers_PM: jax.Array, symbols: Symbols
+) -> jax.Array:
+  """1 where a strategy [P, G, S] writes neither its problem's answer nor one of its numbers."""
+  written_PGS = read_numbers(strategy.tokens_BL, symbols)
+  own_PM = jnp.concatenate([numbers_PM, answer_P[:, None]], 1)
+  same = written_PGS[..., None] == own_PM[:, None, None, :]
+  return 1.0 - (same & (written_PGS[..., None] != NO_NUMBER)).any((-1, -2)).astype(jnp.float32)
+
+
+def faithfulness(own_logp, other_logp, mask) -> jax.Array:
+  """clip(mean_t [log pi(e_t | x, s) - log pi(e_t | x, s')], 0, 1): nats a token, per row.
+
+  s' is the strategy of another problem: an execution that ignores its strategy scores 0.
+  """
+  count = jnp.maximum(mask.sum(-1), 1)
+  return jnp.clip(((own_logp - other_logp) * mask).sum(-1) / count, 0.0, 1.0)
