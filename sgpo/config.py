@@ -95,6 +95,7 @@ class BankConfig:
   dropout: float = 0.5  # share of families that get no hints
   admit: float = 0.5  # lower confidence bound of transfer success that makes an entry active
   min_trials: int = 8  # sibling executions before an entry can become active
+  bootstrap: int = 256  # worked examples whose plans seed the bank; 0 = none
   merge: float = 0.95  # cosine above which equal strategies are one entry
 
 

@@ -86,10 +86,6 @@ def _inputs(tokens_BGL, length_BG, opening, start_BG):
   return shift_right(tokens_BGL, opening), start_BG[..., None] + slot, valid
 
 
-def _take_rows(prefix: Prefix, rows) -> Prefix:
-  return jax.tree.map(lambda x: x[rows], prefix)
-
-
 def extract(
   lm: LM, params, prefix: Prefix, group: int, room: int, key, *, symbols: Symbols, sampling
 ) -> tuple[Segment, sampler.Context]:
@@ -114,7 +110,7 @@ def read_strategy(
 
 def execute(
   lm: LM, params, prefix: Prefix, context: sampler.Context, room: int, key, *, symbols, sampling,
-  started_BG=None,
+  opening: int | None = None,
 ) -> Segment:  # fmt: skip
   """e ~ pi(. | prompt, strategy), arrays [B, G, E]; `context` is behind the strategy."""
   S = context.valid_BGC.shape[-1]
@@ -124,8 +120,8 @@ def execute(
   )
   segment, _ = sampler.generate(
     lm, params, prefix, context, key,
-    first_slot=S, room=room, opening=symbols.execute, stop=symbols.eos,
-    symbols=symbols, sampling=sampling, started_BG=started_BG,
+    first_slot=S, room=room, opening=symbols.execute if opening is None else opening,
+    stop=symbols.eos, symbols=symbols, sampling=sampling,
   )  # fmt: skip
   return segment
 

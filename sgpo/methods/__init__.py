@@ -18,6 +18,7 @@ class Method(NamedTuple):
   batches: (seed) -> grain.DatasetIterator of host batches (this process's shard), whose
            `get_state()` is JSON; an item is the batch pytree of numpy arrays for `step`.
   steps:   how many steps the stage has.
+  sample_rows: turns metrics["samples"] of a step into rows of text for the sample tables.
   """
 
   init: Callable[[Any], TrainState]
@@ -25,3 +26,4 @@ class Method(NamedTuple):
   prepare: Callable[[TrainState], TrainState]
   batches: Callable[[int], Any]
   steps: int
+  sample_rows: Callable[[Any], list[dict]] | None = None

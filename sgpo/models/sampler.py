@@ -86,22 +86,23 @@ def generate(
   stop: int,
   symbols: Symbols,
   sampling: Sampling,
-  started_BG: jax.Array | None = None,
 ) -> tuple[Segment, Context]:
   """Writes up to `room` tokens, the first behind the `opening` marker, until `stop`.
 
   Args:
     params: `lm.split(params)`.
     context: slots from `first_slot` on are overwritten; needs at least `first_slot + room`.
-    started_BG: a token to read instead of `opening`, per row, or None.
   Returns:
     The segment (arrays [B, G, room]) and the context behind it, where the row's stop token has
     been written but not read: the next segment's opening marker takes its place.
   """
   B, G, C = context.valid_BGC.shape
   pad = jnp.full((B, G, room), symbols.pad, jnp.int32)
-  opening_BG = jnp.full((B, G), opening, jnp.int32)
   slots = jnp.arange(C)
+
+  def write(buffer, value, done, step):
+    value = jnp.where(done, jnp.zeros_like(value), value).astype(buffer.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(buffer, value[..., None], step, 2)
 
   def cond(loop):
     return (loop.step < room) & ~loop.done_BG.all()
@@ -127,18 +128,12 @@ def generate(
       state = calculator.advance(state, token, symbols)
     done = loop.done_BG
     token = jnp.where(done, symbols.pad, token)
-    write = lambda buffer, value: jax.lax.dynamic_update_slice_in_dim(
-      buffer,
-      jnp.where(done, jnp.zeros_like(value), value)[..., None].astype(buffer.dtype),
-      loop.step,
-      2,
-    )
     old = loop.segment
     segment = Segment(
       tokens_BL=jax.lax.dynamic_update_slice_in_dim(old.tokens_BL, token[..., None], loop.step, 2),
-      logp_BL=write(old.logp_BL, logp),
+      logp_BL=write(old.logp_BL, logp, done, loop.step),
       length_B=old.length_B + ~done,
-      forced_BL=write(old.forced_BL, mine),
+      forced_BL=write(old.forced_BL, mine, done, loop.step),
       truncated_B=old.truncated_B & ~(token == stop),
     )
     return _Loop(
@@ -162,7 +157,7 @@ def generate(
     body,
     _Loop(
       step=jnp.int32(0),
-      token_BG=opening_BG if started_BG is None else started_BG,
+      token_BG=jnp.full((B, G), opening, jnp.int32),
       done_BG=jnp.zeros((B, G), bool),
       context=context,
       calculator=calculator.init((B, G)),

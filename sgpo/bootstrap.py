@@ -1,0 +1,107 @@
+"""Fills a bank from the plans of worked examples, verified on their siblings. No human labels."""
+
+import collections
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sgpo import bank as bank_lib
+from sgpo import policy, rewards
+from sgpo.config import Config
+from sgpo.data import pipeline
+from sgpo.models.transformer import LM
+from sgpo.types import Families, Problem
+
+SIBLINGS = 8  # at most, by which a plan is verified
+BATCH = 32  # families at a time
+
+
+def verify(
+  params, families: Families, strategy_PS, length_P, key, *, lm: LM, config: Config, symbols
+):
+  """Executes a given strategy greedily on each problem of its family: correct_PJ in {0, 1}."""
+  P, J, T = families.prompt_PJT.shape
+  flat = lambda x: x.reshape(P * J, *x.shape[2:])
+  spread = lambda x: jnp.repeat(x, J, axis=0)[:, None]
+  _, prefix = lm.prefill(params, flat(families.prompt_PJT), flat(families.length_PJ))
+  context = policy.read_strategy(lm, params, prefix, spread(strategy_PS), spread(length_P), symbols)
+  greedy = config.sampling.replace(temperature=0.0)
+  execution = policy.execute(
+    lm, lm.split(params), prefix, context, config.room.execution, key,
+    symbols=symbols, sampling=greedy,
+  )  # fmt: skip
+  grades = rewards.grade(execution, flat(families.answer_PJ)[:, None], symbols)
+  return grades.correct.reshape(P, J)
+
+
+def families_of(examples: list[Problem], count: int) -> tuple[list[list[Problem]], np.ndarray]:
+  """`count` worked examples, each with up to SIBLINGS others of its class.
+
+  Short families are filled up by repetition. Returns (families, number of true siblings).
+  """
+  classes = collections.defaultdict(list)
+  for problem in examples:
+    classes[problem.plan].append(problem)
+  members = sorted(classes.values(), key=lambda c: (-len(c), c[0].plan))
+  families, true = [], []
+  for turn in range(max(map(len, members))):
+    for same in members:
+      if turn >= len(same) or len(families) == count:
+        continue
+      others = [same[(turn + k) % len(same)] for k in range(1, min(len(same), SIBLINGS + 1))]
+      others = [p for p in others if p.question != same[turn].question]
+      true.append(len(others))
+      filled = others + [same[turn]] * (SIBLINGS - len(others))
+      families.append([same[turn], *filled])
+  return families, np.array(true)
+
+
+def from_worked_examples(
+  bank: bank_lib.Bank, params, dataset, tokenizer, config: Config, lm: LM
+) -> bank_lib.Bank:
+  """Adds the plans of worked examples, with the successes of their siblings' executions."""
+  symbols = tokenizer.symbols
+  examples = [dataset.worked_example(i) for i in range(config.data.worked_examples)]
+  fits = lambda p: (
+    len(tokenizer.encode_strategy(p.plan)) <= config.room.strategy
+    and len(tokenizer.encode_prompt(p.question)) <= config.room.prompt
+    and len(p.numbers) <= config.room.numbers
+  )
+  groups, true = families_of([p for p in examples if fits(p)], config.bank.bootstrap)
+  run = jax.jit(partial(verify, lm=lm, config=config, symbols=symbols))
+  embed = jax.jit(partial(policy.embed, lm))
+  add = jax.jit(
+    partial(
+      bank_lib.add,
+      admit=config.bank.admit, min_trials=config.bank.min_trials, merge=config.bank.merge,
+    )
+  )  # fmt: skip
+  S = config.room.strategy
+  for start in range(0, len(groups), BATCH):
+    chunk = groups[start : start + BATCH]
+    real = len(chunk)
+    chunk += [chunk[-1]] * (BATCH - real)
+    families = pipeline.family_arrays(chunk, tokenizer, config.room, dataset.domains)
+    ids = [tokenizer.encode_strategy(family[0].plan) for family in chunk]
+    strategy = np.full((BATCH, S), symbols.pad, np.int32)
+    for row, tokens in zip(strategy, ids, strict=True):
+      row[: len(tokens)] = tokens
+    length = np.array([len(tokens) for tokens in ids], np.int32)
+    correct = np.asarray(run(params, families, strategy, length, jax.random.key(0)))
+    siblings = np.zeros(BATCH, np.float32)
+    siblings[:real] = true[start : start + real]
+    counted = np.arange(1, SIBLINGS + 1)[None] <= siblings[:, None]
+    entries = bank_lib.Entries(
+      tokens_CS=strategy,
+      length_C=length - 1,
+      embedding_CD=embed(params, families.prompt_PJT[:, 0], families.length_PJ[:, 0]),
+      domain_C=np.asarray(families.domain_P),
+      successes_C=(correct[:, 1:] * counted).sum(1).astype(np.float32),
+      trials_C=siblings,
+      source_C=np.asarray(families.source_P),
+      valid_C=np.arange(BATCH) < real,
+    )
+    bank, _ = add(bank, entries, jnp.int32(0))
+  return bank

@@ -1,0 +1,89 @@
+"""Supervised cold start: problem, strategy, execution, from worked examples."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sgpo import losses, policy
+from sgpo.config import Config
+from sgpo.data import pipeline
+from sgpo.methods import Method
+from sgpo.models import calculator, transformer
+from sgpo.models.transformer import LM
+from sgpo.step import apply_gradients
+from sgpo.types import Examples, Symbols, TrainState
+
+
+def loss_fn(
+  params, examples: Examples, *, lm: LM, config: Config, symbols: Symbols
+) -> tuple[jax.Array, dict]:
+  """Mean of -log pi over the tokens of both segments that the model has to write itself."""
+  hidden_s, hidden_e = policy.hidden_segments(
+    lm, params, examples.prompt_BT, examples.prompt_length_B,
+    examples.strategy_BS[:, None], examples.strategy_length_B[:, None],
+    examples.execution_BE[:, None], examples.execution_length_B[:, None], symbols,
+  )  # fmt: skip
+  slots = lambda tokens, length: jnp.arange(tokens.shape[-1]) < length[:, None]
+  mask_s = slots(examples.strategy_BS, examples.strategy_length_B)
+  mask_s &= (examples.strategy_length_B > 1)[:, None]  # no strategy is shown, not taught
+  mask_e = slots(examples.execution_BE, examples.execution_length_B)
+  if config.sampling.calculator:
+    mask_e &= ~calculator.forced_mask(examples.execution_BE, symbols)
+  logp_s, _ = policy.token_scores(lm, params, hidden_s[:, 0], examples.strategy_BS, 1.0)
+  logp_e, _ = policy.token_scores(lm, params, hidden_e[:, 0], examples.execution_BE, 1.0)
+  both = lambda a, b: jnp.concatenate([a, b], -1)
+  loss = -losses.masked_mean(both(logp_s, logp_e), both(mask_s, mask_e))
+  return loss, {
+    "train/loss": loss,
+    "train/strategy_loss": -losses.masked_mean(logp_s, mask_s),
+    "train/execution_loss": -losses.masked_mean(logp_e, mask_e),
+  }
+
+
+def sft_step(
+  state: TrainState, examples: Examples, key: jax.Array, *,
+  lm: LM, optimizer: optax.GradientTransformation, config: Config, symbols: Symbols,
+) -> tuple[TrainState, dict]:  # fmt: skip
+  """One supervised step. Pure."""
+  del key
+  grads, metrics = jax.grad(loss_fn, has_aux=True)(
+    state.params, examples, lm=lm, config=config, symbols=symbols
+  )
+  state, more = apply_gradients(state, grads, optimizer)
+  return state.replace(step=state.step + 1), metrics | more
+
+
+def schedule(learning_rate: float, warmup: int, steps: int) -> optax.Schedule:
+  """Linear warm-up, cosine decay to a tenth."""
+  return optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, warmup, max(steps, warmup + 1), learning_rate / 10
+  )
+
+
+def make(config: Config, dataset, tokenizer, mesh) -> Method:
+  """Binds the cold start to a configuration."""
+  del mesh
+  c = config.sft
+  lm = transformer.make_lm(config.model, tokenizer.vocab_size)
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(c.clip),
+    optax.adamw(schedule(c.learning_rate, c.warmup, c.steps), b2=0.95, weight_decay=c.weight_decay),
+  )
+
+  def init(params) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+      step=zero, params=params, opt_state=optimizer.init(params), reference=(), bank=(),
+      skipped=zero,
+    )  # fmt: skip
+
+  bound = dict(lm=lm, optimizer=optimizer, config=config, symbols=tokenizer.symbols)
+  return Method(
+    init=init,
+    step=partial(sft_step, **bound),
+    prepare=lambda state: state,
+    batches=lambda seed: pipeline.example_batches(dataset, tokenizer, config, seed),
+    steps=c.steps,
+  )

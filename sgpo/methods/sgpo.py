@@ -1,0 +1,79 @@
+"""Strategy-Guided Policy Optimization on families of problems, answers only."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sgpo import bank as bank_lib
+from sgpo import bootstrap
+from sgpo.config import Config
+from sgpo.data import pipeline
+from sgpo.methods import Method
+from sgpo.models import transformer
+from sgpo.step import sgpo_step
+from sgpo.types import TrainState
+
+
+def sample_rows(samples: dict, tokenizer) -> list[dict]:
+  """The step's "samples" as rows of text, for the sample tables."""
+  rows = []
+  for i in range(len(samples["gold"])):
+    question, *hints = tokenizer.split_prompt(samples["prompt"][i].tolist())
+    rows.append(
+      {
+        "question": question,
+        "hints": hints,
+        "strategy": tokenizer.pretty_plan(samples["strategy"][i].tolist()),
+        "execution": tokenizer.pretty_execution(samples["execution"][i].tolist()),
+        "gold": int(samples["gold"][i]),
+        "correct": float(samples["correct"][i]),
+        "transfer": round(float(samples["transfer"][i]), 3),
+        "reward": round(float(samples["reward"][i]), 3),
+      }
+    )
+  return rows
+
+
+def make(config: Config, dataset, tokenizer, mesh) -> Method:
+  """Binds SGPO to a configuration."""
+  del mesh
+  c = config.sgpo
+  lm = transformer.make_lm(config.model, tokenizer.vocab_size)
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(c.clip),
+    optax.adam(optax.linear_schedule(0.0, c.learning_rate, max(c.warmup, 1)), b2=c.b2, eps=c.eps),
+  )
+
+  def init(params) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    bank = ()
+    if config.bank.capacity:
+      bank = bank_lib.init(config.bank.capacity, config.room.strategy, config.model.width)
+    return TrainState(
+      step=zero,
+      params=params,
+      opt_state=optimizer.init(params),
+      reference=jax.tree.map(jnp.copy, params),
+      bank=bank,
+      skipped=zero,
+    )
+
+  def prepare(state: TrainState) -> TrainState:
+    if not (config.bank.capacity and config.bank.bootstrap):
+      return state
+    bank = bootstrap.from_worked_examples(
+      state.bank, state.reference, dataset, tokenizer, config, lm
+    )
+    return state.replace(bank=bank)
+
+  bound = dict(lm=lm, optimizer=optimizer, config=config, symbols=tokenizer.symbols)
+  return Method(
+    init=init,
+    step=partial(sgpo_step, **bound),
+    prepare=prepare,
+    batches=lambda seed: pipeline.family_batches(dataset, tokenizer, config, seed),
+    steps=c.steps,
+    sample_rows=partial(sample_rows, tokenizer=tokenizer),
+  )

@@ -1,0 +1,316 @@
+"""The SGPO step: retrieve, extract, execute, reward, advantage, update, remember.
+
+One pure function from a state and a batch of families to the next state. The caller binds the
+statics with `partial`, jits it once and donates the state.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from sgpo import bank as bank_lib
+from sgpo import losses, policy, rewards
+from sgpo.config import Config
+from sgpo.models.transformer import LM
+from sgpo.types import Families, Symbols, TrainState
+
+
+@struct.dataclass
+class Retrieval:
+  """What the bank gave to each source."""
+
+  query_PD: jax.Array  # unit embedding of the source problem
+  hits: bank_lib.Hits | None
+  guided_P: jax.Array  # bool, hints stand in the source's prompt
+
+
+@struct.dataclass
+class Rewards:
+  """Rewards and their parts."""
+
+  reward_PG: jax.Array
+  correct_PGJ: jax.Array
+  parsed_PGJ: jax.Array
+  transfer_PG: jax.Array  # mean over the siblings; 0 without siblings
+  form_PG: jax.Array
+  leak_PG: jax.Array
+  faithfulness_PG: jax.Array
+
+
+def retrieve(
+  state: TrainState, families: Families, key, *, lm: LM, config: Config, symbols: Symbols
+) -> tuple[Families, Retrieval]:
+  """Puts strategies from the bank into the source prompts, except for a random share of them."""
+  prompt_PT, length_P = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
+  nobody = jnp.zeros(prompt_PT.shape[:1], bool)
+  if not config.bank.capacity:
+    empty = jnp.zeros((prompt_PT.shape[0], config.model.width), jnp.float32)
+    return families, Retrieval(empty, None, nobody)
+  query_PD = policy.embed(lm, state.reference, prompt_PT, length_P)
+  if not config.bank.retrieved:
+    return families, Retrieval(query_PD, None, nobody)
+  hits = bank_lib.retrieve(state.bank, query_PD, config.bank.retrieved)
+  kept_P = jax.random.bernoulli(key, 1 - config.bank.dropout, nobody.shape)
+  hint_length_PR = jnp.where(kept_P[:, None] & hits.valid_QR, hits.length_QR, 0)
+  prompt_PT, hinted_P = policy.append_hints(
+    prompt_PT, length_P, hits.tokens_QRS, hint_length_PR, symbols
+  )
+  families = families.replace(
+    prompt_PJT=families.prompt_PJT.at[:, 0].set(prompt_PT),
+    length_PJ=families.length_PJ.at[:, 0].set(hinted_P),
+  )
+  return families, Retrieval(query_PD, hits, hinted_P > length_P)
+
+
+def _foreign_logp(params, families: Families, rollout, *, lm, symbols, temperature):
+  """log pi(e | x_0, s') of the sources' executions behind the strategy of the next source."""
+  segment = lambda x: jnp.roll(x, 1, axis=0)
+  _, hidden_PGED = policy.hidden_segments(
+    lm, params, families.prompt_PJT[:, 0], families.length_PJ[:, 0],
+    segment(rollout.strategy.tokens_BL), segment(rollout.strategy.length_B),
+    rollout.execution.tokens_BL[:, 0], rollout.execution.length_B[:, 0], symbols,
+  )  # fmt: skip
+  tokens = rollout.execution.tokens_BL[:, 0]
+  return policy.token_scores(lm, params, hidden_PGED, tokens, temperature)[0]
+
+
+def reward(
+  params, families: Families, rollout: policy.Rollout, *, lm: LM, config: Config, symbols: Symbols
+) -> Rewards:
+  """R = w_own c_0 + w_transfer mean_{j>=1} c_j + w_form form + w_leak no_leak + w_faith faith."""
+  w = config.reward
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  correct_PGJ = grades.correct.swapaxes(1, 2)
+  own_PG = correct_PGJ[:, :, 0]
+  siblings = correct_PGJ.shape[2] - 1
+  transfer_PG = correct_PGJ[:, :, 1:].mean(-1) if siblings else jnp.zeros_like(own_PG)
+  form_PG = rewards.form(rollout.strategy)
+  leak_PG = 1 - rewards.no_leak(
+    rollout.strategy, families.answer_PJ[:, 0], families.numbers_PJM[:, 0], symbols
+  )
+  faithfulness_PG = jnp.zeros_like(own_PG)
+  if w.faithfulness:
+    own_logp = rollout.execution.logp_BL[:, 0]
+    other_logp = _foreign_logp(
+      params, families, rollout, lm=lm, symbols=symbols, temperature=config.sampling.temperature
+    )
+    mask = _written(rollout.execution)[:, 0] & ~rollout.execution.forced_BL[:, 0]
+    faithfulness_PG = rewards.faithfulness(own_logp, other_logp, mask)
+  reward_PG = (
+    w.own * own_PG
+    + w.transfer * transfer_PG
+    + w.form * form_PG
+    + w.leak * (1 - leak_PG)
+    + w.faithfulness * faithfulness_PG
+  )
+  parsed_PGJ = grades.parsed.swapaxes(1, 2)
+  return Rewards(reward_PG, correct_PGJ, parsed_PGJ, transfer_PG, form_PG, leak_PG, faithfulness_PG)
+
+
+def _written(segment) -> jax.Array:
+  """Which slots of a segment hold tokens, the stop token included."""
+  return jnp.arange(segment.tokens_BL.shape[-1]) < segment.length_B[..., None]
+
+
+def advantages(r: Rewards, divide_by_std: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(strategy_PG, execution_PGJ, zero_std_P).
+
+  A strategy answers for its reward, an execution for its own problem alone. A group whose raw
+  correctness does not vary teaches its strategies nothing, whatever the shaping terms say.
+  """
+  raw_PG = r.correct_PGJ[:, :, 0] + r.correct_PGJ[:, :, 1:].sum(-1)
+  zero_std_P = raw_PG.max(1) == raw_PG.min(1)
+  strategy_PG = losses.group_advantages(r.reward_PG, 1, divide_by_std)
+  strategy_PG = jnp.where(zero_std_P[:, None], 0.0, strategy_PG)
+  return strategy_PG, losses.group_advantages(r.correct_PGJ, 1, divide_by_std), zero_std_P
+
+
+def policy_loss(
+  params, families: Families, rollout, advantage_PG, advantage_PGJ, reference_scores,
+  *, lm: LM, config: Config, symbols: Symbols,
+):  # fmt: skip
+  """weight * L(strategy) + L(execution) + kl * KL, each a mean over its segment's own tokens."""
+  c = config.sgpo
+  scores = policy.score(
+    lm, params, families.prompt_PJT, families.length_PJ, rollout,
+    symbols=symbols, temperature=config.sampling.temperature,
+  )  # fmt: skip
+  strategy, execution = rollout.strategy, rollout.execution
+  strategy_mask = _written(strategy)
+  execution_mask = _written(execution) & ~execution.forced_BL
+  strategy_loss, strategy_clip = losses.clipped_policy_gradient(
+    scores.strategy_logp, strategy.logp_BL, advantage_PG, strategy_mask, c.clip_low, c.clip_high
+  )
+  execution_loss, execution_clip = losses.clipped_policy_gradient(
+    scores.execution_logp, execution.logp_BL, advantage_PGJ.swapaxes(1, 2), execution_mask,
+    c.clip_low, c.clip_high,
+  )  # fmt: skip
+  loss = c.strategy_weight * strategy_loss + execution_loss
+  difference = jnp.abs(scores.execution_logp - execution.logp_BL) * execution_mask
+  metrics = {
+    "train/strategy_loss": strategy_loss,
+    "train/execution_loss": execution_loss,
+    "train/clip_frac": (strategy_clip + execution_clip) / 2,
+    "train/strategy_entropy": losses.masked_mean(scores.strategy_entropy, strategy_mask),
+    "train/entropy": losses.masked_mean(scores.execution_entropy, execution_mask),
+    "train/logp_diff": difference.max(),
+  }
+  if reference_scores is not None:
+    kl = losses.kl_divergence(
+      scores.strategy_logp, reference_scores.strategy_logp, strategy_mask
+    ) + losses.kl_divergence(scores.execution_logp, reference_scores.execution_logp, execution_mask)
+    metrics["train/kl"] = kl
+    loss += c.kl * kl
+  return loss, metrics | {"train/loss": loss}
+
+
+def apply_gradients(
+  state: TrainState, grads, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One optimiser step; a gradient that is not finite changes nothing but the count of skips."""
+  norm = optax.global_norm(grads)
+  finite = jnp.isfinite(norm)
+  safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
+  updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
+  keep = lambda new, old: jnp.where(finite, new, old)
+  params = jax.tree.map(keep, optax.apply_updates(state.params, updates), state.params)
+  opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+  state = state.replace(params=params, opt_state=opt_state, skipped=state.skipped + ~finite)
+  return state, {"train/grad_norm": norm, "train/skipped": state.skipped.astype(jnp.float32)}
+
+
+def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbols):
+  """`epochs` clipped policy-gradient updates on one rollout. Returns (state, metrics)."""
+  advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config.sgpo.divide_by_std)
+  reference_scores = None
+  if config.sgpo.kl:
+    reference_scores = policy.score(
+      lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
+      symbols=symbols, temperature=config.sampling.temperature,
+    )  # fmt: skip
+
+  def epoch(state, _):
+    grads, metrics = jax.grad(policy_loss, has_aux=True)(
+      state.params, families, rollout, advantage_PG, advantage_PGJ, reference_scores,
+      lm=lm, config=config, symbols=symbols,
+    )  # fmt: skip
+    state, more = apply_gradients(state, grads, optimizer)
+    return state, metrics | more
+
+  if config.sgpo.epochs == 1:
+    state, metrics = epoch(state, None)
+  else:
+    state, metrics = jax.lax.scan(epoch, state, length=config.sgpo.epochs)
+    metrics = jax.tree.map(lambda x: x[-1], metrics)
+  return state, metrics | {"rollout/zero_std_frac": zero_std_P.astype(jnp.float32).mean()}
+
+
+def remember(
+  state: TrainState, families: Families, retrieval: Retrieval, rollout, r: Rewards, config: Config
+):
+  """Credits the retrieved, admits the proven, evicts the useless. Returns (state, metrics)."""
+  c = config.bank
+  if not c.capacity:
+    return state, {}
+  entries = bank_lib.candidates(
+    rollout.strategy.tokens_BL,
+    rollout.strategy.length_B - 1,
+    r.form_PG > 0,
+    r.correct_PGJ,
+    retrieval.query_PD,
+    families.domain_P,
+    families.source_P,
+  )
+  rules = dict(admit=c.admit, min_trials=c.min_trials, merge=c.merge)
+  if retrieval.hits is None:
+    bank, report = bank_lib.add(state.bank, entries, state.step, **rules)
+  else:
+    bank, report = bank_lib.update(
+      state.bank, retrieval.hits, retrieval.guided_P, entries, state.step, **rules
+    )
+  active_N = bank.status_N == bank_lib.ACTIVE
+  living_N = bank.status_N != bank_lib.EMPTY
+  mean_N = bank.successes_N / jnp.maximum(bank.trials_N, 1)
+  metrics = {
+    "bank/size": living_N.sum(),
+    "bank/active": active_N.sum(),
+    "bank/uses": bank.uses_N.sum(),
+    "bank/hit_rate": retrieval.guided_P.astype(jnp.float32).mean(),
+    "bank/success": losses.masked_mean(mean_N, active_N),
+  } | {f"bank/{name}": value for name, value in report.items()}
+  return state.replace(bank=bank), metrics
+
+
+def _mean_where(x_P, where_P):
+  """Mean over the rows chosen, nan where there are none."""
+  return (x_P * where_P).sum() / where_P.sum()
+
+
+def rollout_metrics(retrieval: Retrieval, rollout, r: Rewards, siblings: int) -> dict:
+  """What a rollout looked like, as scalars."""
+  own_P = r.correct_PGJ[:, :, 0].mean(1)
+  strategy, execution = rollout.strategy, rollout.execution
+  f32 = lambda x: x.astype(jnp.float32)
+  guided = f32(retrieval.guided_P)
+  untruncated = f32(~execution.truncated_B.swapaxes(1, 2))
+  out = {
+    "rollout/accuracy": own_P.mean(),
+    "rollout/reward_mean": r.reward_PG.mean(),
+    "rollout/form": r.form_PG.mean(),
+    "rollout/leak": r.leak_PG.mean(),
+    "rollout/faithfulness": r.faithfulness_PG.mean(),
+    "rollout/guided_accuracy": _mean_where(own_P, guided),
+    "rollout/unguided_accuracy": _mean_where(own_P, 1 - guided),
+    "rollout/strategy_length": f32(strategy.length_B).mean(),
+    "rollout/execution_length": f32(execution.length_B).mean(),
+    "rollout/truncated_strategies": f32(strategy.truncated_B).mean(),
+    "rollout/truncated_frac": 1 - untruncated.mean(),
+    "rollout/unparsed_frac": (untruncated * ~r.parsed_PGJ).mean(),
+    "rollout/executions": jnp.float32(execution.length_B.size),
+    "rollout/tokens": f32(strategy.length_B.sum() + execution.length_B.sum()),
+  }
+  out["rollout/guided_gain"] = out["rollout/guided_accuracy"] - out["rollout/unguided_accuracy"]
+  if siblings:
+    out["rollout/transfer"] = r.transfer_PG.mean()
+  return out
+
+
+SAMPLED = 4  # families whose first strategy is shown in the sample tables
+
+
+def sgpo_step(
+  state: TrainState, families: Families, key: jax.Array, *,
+  lm: LM, optimizer: optax.GradientTransformation, config: Config, symbols: Symbols,
+) -> tuple[TrainState, dict]:  # fmt: skip
+  """One step of Strategy-Guided Policy Optimization. Pure.
+
+  Returns the next state and metrics: float32 scalars, and under "samples" a few rows of the
+  rollout for people to read.
+  """
+  retrieve_key, rollout_key = jax.random.split(key)
+  families, retrieval = retrieve(
+    state, families, retrieve_key, lm=lm, config=config, symbols=symbols
+  )
+  rollout = policy.rollout(
+    lm, state.params, families.prompt_PJT, families.length_PJ, rollout_key,
+    group=config.sgpo.strategies, room=config.room, symbols=symbols, sampling=config.sampling,
+  )  # fmt: skip
+  r = reward(state.params, families, rollout, lm=lm, config=config, symbols=symbols)
+  r = jax.lax.stop_gradient(r)
+  state, metrics = update(
+    state, families, rollout, r, lm=lm, optimizer=optimizer, config=config, symbols=symbols
+  )
+  state, bank_metrics = remember(state, families, retrieval, rollout, r, config)
+  metrics |= bank_metrics | rollout_metrics(retrieval, rollout, r, config.sgpo.siblings)
+  metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+  metrics["samples"] = {
+    "prompt": families.prompt_PJT[:SAMPLED, 0],
+    "strategy": rollout.strategy.tokens_BL[:SAMPLED, 0],
+    "execution": rollout.execution.tokens_BL[:SAMPLED, 0, 0],
+    "gold": families.answer_PJ[:SAMPLED, 0],
+    "correct": r.correct_PGJ[:SAMPLED, 0, 0],
+    "transfer": r.transfer_PG[:SAMPLED, 0],
+    "reward": r.reward_PG[:SAMPLED, 0],
+  }
+  return state.replace(step=state.step + 1), metrics
