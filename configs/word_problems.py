@@ -1,0 +1,15 @@
+"""The demo: learn to solve word problems by strategy, from scratch, on a laptop.
+
+    python launch.py --config=configs/word_problems.py --workdir=runs/demo
+
+A cold start on 1,500 worked examples, then SGPO on problems of which only the answers are known.
+The result stands in runs/demo/report.html.
+"""
+
+from sgpo.config import default
+
+
+def get_config():
+  config = default()
+  config.model.unroll = 4  # all layers: fastest for a model this small
+  return config

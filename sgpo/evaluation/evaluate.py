@@ -1,0 +1,293 @@
+"""Accuracy on every split, plan accuracy, and the arms of the transfer score with their controls.
+
+All decoding is greedy. Answers that were cut off or could not be read are counted apart.
+"""
+
+import collections
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sgpo import bank as bank_lib
+from sgpo import config as config_lib
+from sgpo import policy, rewards
+from sgpo.data import classes, pipeline
+from sgpo.evaluation import statistics
+from sgpo.models import transformer
+from sgpo.types import Families, Problem, Symbols
+
+FAILURES_SHOWN = 6  # per split and kind
+
+
+class Solver:
+  """Greedy extraction and execution in fixed shapes, jitted once each."""
+
+  def __init__(self, config: config_lib.Config, state, tokenizer):
+    self.config, self.state, self.tokenizer = config, state, tokenizer
+    self.symbols: Symbols = tokenizer.symbols
+    e = config.eval
+    self.room = config_lib.Room(
+      config.room.prompt, e.strategy + 1, e.execution, config.room.numbers
+    )
+    self.lm = transformer.make_lm(config.model, tokenizer.vocab_size)
+    self.sampling = config.sampling.replace(temperature=0.0)
+    self._hint = jax.jit(self._append_hints)
+    self._extract = jax.jit(self._extract_greedy)
+    self._execute = jax.jit(self._execute_greedy, static_argnames="opening")
+
+  @property
+  def has_bank(self) -> bool:
+    """Whether there is a bank to retrieve from."""
+    return isinstance(self.state.bank, bank_lib.Bank) and self.config.bank.retrieved > 0
+
+  def _append_hints(self, reference, bank, prompt_BT, length_B):
+    query = policy.embed(self.lm, reference, prompt_BT, length_B)
+    hits = bank_lib.retrieve(bank, query, self.config.bank.retrieved)
+    length_BR = jnp.where(hits.valid_QR, hits.length_QR, 0)
+    hinted = policy.append_hints(prompt_BT, length_B, hits.tokens_QRS, length_BR, self.symbols)
+    return hinted, hits
+
+  def _extract_greedy(self, params, prompt_BT, length_B):
+    _, prefix = self.lm.prefill(params, prompt_BT, length_B)
+    segment, _ = policy.extract(
+      self.lm, self.lm.split(params), prefix, 1, self.room.strategy - 1, jax.random.key(0),
+      symbols=self.symbols, sampling=self.sampling,
+    )  # fmt: skip
+    pad = jnp.full((prompt_BT.shape[0], 1), self.symbols.pad, jnp.int32)
+    return jnp.concatenate([segment.tokens_BL[:, 0], pad], -1), segment.length_B[:, 0]
+
+  def _execute_greedy(self, params, prompt_BT, length_B, strategy_BS, strategy_length_B, answer_B,
+                      opening=None):  # fmt: skip
+    _, prefix = self.lm.prefill(params, prompt_BT, length_B)
+    context = policy.read_strategy(
+      self.lm, params, prefix, strategy_BS[:, None], strategy_length_B[:, None], self.symbols
+    )
+    segment = policy.execute(
+      self.lm, self.lm.split(params), prefix, context, self.room.execution, jax.random.key(0),
+      symbols=self.symbols, sampling=self.sampling, opening=opening,
+    )  # fmt: skip
+    if opening is not None:  # the marker was read, not written: the grader wants to see it
+      marked = policy.shift_right(segment.tokens_BL, opening)
+      segment = segment.replace(tokens_BL=marked)
+    grades = rewards.grade(segment, answer_B[:, None], self.symbols)
+    return {
+      "tokens": segment.tokens_BL[:, 0],
+      "correct": grades.correct[:, 0] > 0,
+      "parsed": grades.parsed[:, 0],
+      "value": grades.value[:, 0],
+      "truncated": segment.truncated_B[:, 0],
+    }
+
+  def hint(self, prompt_BT, length_B):
+    """Prompts with strategies from the bank behind them, and the hits."""
+    return self._hint(self.state.reference, self.state.bank, prompt_BT, length_B)
+
+  def extract(self, prompt_BT, length_B) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy strategies (tokens_BS, length_B)."""
+    return jax.device_get(self._extract(self.state.params, prompt_BT, length_B))
+
+  def execute(self, prompt_BT, length_B, strategy_BS, strategy_length_B, answer_B, opening=None):
+    """Greedy executions of given strategies: a dict of arrays, one row a problem."""
+    return jax.device_get(
+      self._execute(
+        self.state.params, prompt_BT, length_B, strategy_BS, strategy_length_B, answer_B,
+        opening=opening,
+      )
+    )  # fmt: skip
+
+
+def _batches(groups: list[list[Problem]], solver: Solver, domains) -> list[tuple[Families, int]]:
+  """Families in batches of a fixed size, the last filled up by repetition, with the true count."""
+  out, size = [], solver.config.eval.batch
+  for start in range(0, len(groups), size):
+    chunk = groups[start : start + size]
+    real = len(chunk)
+    chunk = chunk + [chunk[-1]] * (size - real)
+    out.append((pipeline.family_arrays(chunk, solver.tokenizer, solver.room, domains), real))
+  return out
+
+
+def _concat(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def solve_problems(
+  problems: list[Problem], solver: Solver, domains, guided: bool
+) -> dict[str, np.ndarray]:
+  """One greedy strategy and execution a problem, as arrays over the problems."""
+  parts = []
+  for families, real in _batches([[p] for p in problems], solver, domains):
+    prompt, length = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
+    if guided:
+      (prompt, length), _ = solver.hint(prompt, length)
+    strategy, strategy_length = solver.extract(prompt, length)
+    out = solver.execute(prompt, length, strategy, strategy_length, families.answer_PJ[:, 0])
+    out |= {"strategy": strategy, "strategy_length": strategy_length, "prompt": np.asarray(prompt)}
+    parts.append({name: value[:real] for name, value in out.items()})
+  return _concat(parts)
+
+
+def split_report(problems: list[Problem], out: dict, guided: dict | None, tokenizer) -> dict:
+  """Accuracy, plan accuracy and failures of one split."""
+  plans = [tokenizer.pretty_plan(row.tolist()) for row in out["strategy"]]
+  right = [classes.normalize_plan(text) == p.plan for text, p in zip(plans, problems, strict=True)]
+  ci = statistics.bootstrap_interval
+  return {
+    "n": len(problems),
+    "pass_at_1": ci(out["correct"]),
+    "guided": ci(guided["correct"]) if guided else None,
+    "plan": ci(np.array(right)),
+    "truncated": float(out["truncated"].mean()),
+    "unparsed": float((~out["parsed"] & ~out["truncated"]).mean()),
+    "correct": "".join("01"[int(c)] for c in out["correct"]),
+    "guided_correct": "".join("01"[int(c)] for c in guided["correct"]) if guided else None,
+  }
+
+
+def failed_rows(split: str, problems: list[Problem], out: dict, tokenizer) -> list[dict[str, Any]]:
+  """The first few failures of each kind, as text for people to look at."""
+  rows, seen = [], collections.Counter()
+  for i, p in enumerate(problems):
+    if out["correct"][i]:
+      continue
+    plan = tokenizer.pretty_plan(out["strategy"][i].tolist())
+    if out["truncated"][i]:
+      kind = "truncated"
+    elif not out["parsed"][i]:
+      kind = "unparsed"
+    else:
+      same = classes.normalize_plan(plan) == p.plan
+      kind = "right plan, wrong execution" if same else "wrong plan"
+    seen[kind] += 1
+    if seen[kind] > FAILURES_SHOWN:
+      continue
+    _, *hints = tokenizer.split_prompt(out["prompt"][i].tolist())
+    rows.append(
+      {
+        "split": split,
+        "question": p.question,
+        "plan": p.plan,
+        "hints": hints,
+        "strategy": plan,
+        "execution": tokenizer.pretty_execution(out["tokens"][i].tolist()),
+        "gold": p.answer,
+        "answer": int(out["value"][i]) if out["parsed"][i] else None,
+        "failure": kind,
+      }
+    )
+  return rows
+
+
+def _foreign(strategy_BS, length_B, plans: list[str], rng) -> np.ndarray:
+  """For each row another row whose class differs and whose strategy is as long, or nearly."""
+  keys = np.array(plans)
+  noise = rng.random((len(plans), len(plans)))
+  cost = np.abs(length_B[:, None].astype(float) - length_B[None]) + noise * 0.5
+  cost[keys[:, None] == keys[None]] = np.inf
+  return cost.argmin(1)
+
+
+def _shuffled(strategy_BS, length_B, rng) -> np.ndarray:
+  """Each strategy with its tokens in random order, the closing token in its place."""
+  out = strategy_BS.copy()
+  for row, length in zip(out, length_B, strict=True):
+    row[: length - 1] = rng.permutation(row[: length - 1])
+  return out
+
+
+def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
+  """The transfer score on pairs (i, j) of a held-out class, with all arms and controls.
+
+  s is the strategy written for problem i. STS = [P(right | j, s) - P(right | j, nothing)]
+  - [the same gain for an equally long strategy of a wrong class]. Pairs with equal answers are
+  left out.
+  """
+  pairs, index = [], 0
+  while len(pairs) < solver.config.eval.transfer_pairs and index < 20 * (len(pairs) + 50):
+    pair = dataset.family(split, index, 2)
+    index += 1
+    if len(pair) == 2 and pair[0].answer != pair[1].answer:
+      pairs.append(pair)
+  rng = np.random.default_rng(solver.config.seed)
+  strategies = []
+  batches = _batches(pairs, solver, dataset.domains)
+  for families, real in batches:
+    tokens, length = solver.extract(families.prompt_PJT[:, 0], families.length_PJ[:, 0])
+    strategies.append({"tokens": tokens[:real], "length": length[:real]})
+  s = _concat(strategies)
+  other = _foreign(s["tokens"], s["length"], [pair[0].plan for pair in pairs], rng)
+  given = {
+    "own": (0, s["tokens"], s["length"]),
+    "sibling": (1, s["tokens"], s["length"]),
+    "none": (1, s["tokens"], np.ones_like(s["length"])),
+    "wrong": (1, s["tokens"][other], s["length"][other]),
+    "shuffled": (1, _shuffled(s["tokens"], s["length"], rng), s["length"]),
+    "answer_only": (1, s["tokens"], s["length"] + 1),
+  }
+  correct = {}
+  for arm, (member, tokens, length) in given.items():
+    parts = []
+    opening = solver.symbols.answer if arm == "answer_only" else None
+    start = 0
+    for families, real in batches:
+      rows = np.minimum(np.arange(start, start + solver.config.eval.batch), len(pairs) - 1)
+      parts.append(
+        solver.execute(
+          families.prompt_PJT[:, member], families.length_PJ[:, member], tokens[rows], length[rows],
+          families.answer_PJ[:, member], opening=opening,
+        )["correct"][:real]
+      )  # fmt: skip
+      start += real
+    correct[arm] = np.concatenate(parts).astype(float)
+  correct["class_prior"] = _class_prior(pairs)
+  ci = statistics.bootstrap_interval
+  interval = {arm: ci(values) for arm, values in correct.items()}
+  return {
+    "split": split,
+    "n": len(pairs),
+    "arms": {arm: interval[arm] for arm in ("own", "sibling", "none", "wrong")},
+    "sts": ci(correct["sibling"] - correct["wrong"]),
+    "controls": {arm: interval[arm] for arm in ("shuffled", "answer_only", "class_prior")},
+  }
+
+
+def _class_prior(pairs: list[list[Problem]]) -> np.ndarray:
+  """Right where the commonest answer of the class's other problems is the answer."""
+  answers = collections.defaultdict(list)
+  for first, _ in pairs:
+    answers[first.plan].append(first.answer)
+  guess = {plan: collections.Counter(a).most_common(1)[0][0] for plan, a in answers.items()}
+  return np.array([float(guess[second.plan] == second.answer) for _, second in pairs])
+
+
+def evaluate(
+  config: config_lib.Config, state, dataset, tokenizer, log: Callable[[str], None] = print
+) -> tuple[dict, list[dict]]:
+  """Evaluates a state on every split and on the transfer arms.
+
+  Returns:
+    (report, rows): the report holds intervals {"mean", "low", "high"} per split and arm, rows are
+    failures as text.
+  """
+  began = time.perf_counter()
+  solver = Solver(config, state, tokenizer)
+  splits, rows = {}, []
+  for split in dataset.splits:
+    count = min(config.eval.problems, dataset.size(split))
+    problems = [dataset.problem(split, i) for i in range(count)]
+    problems = pipeline.fitting(problems, tokenizer, solver.room)
+    out = solve_problems(problems, solver, dataset.domains, guided=False)
+    guided = None
+    if solver.has_bank:
+      guided = solve_problems(problems, solver, dataset.domains, guided=True)
+    splits[split] = split_report(problems, out, guided, tokenizer)
+    splits[split]["dropped"] = count - len(problems)
+    rows += failed_rows(split, problems, guided or out, tokenizer)
+    log(f"eval {split}: {splits[split]['pass_at_1']['mean']:.3f} of {len(problems)}")
+  report = {"splits": splits, "transfer": transfer_report(dataset, solver)}
+  report["seconds"] = round(time.perf_counter() - began, 1)
+  return report, rows
