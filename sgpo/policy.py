@@ -14,7 +14,7 @@ from flax import struct
 from sgpo import config as config_lib
 from sgpo.models import sampler, transformer
 from sgpo.models.transformer import LM, Prefix
-from sgpo.types import Segment, Symbols
+from sgpo.types import Segment, Symbols, slots, within
 
 
 @struct.dataclass
@@ -43,7 +43,7 @@ def init_params(config: config_lib.Config, vocab_size: int, key: jax.Array):
 def embed(lm: LM, params, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
   """Unit vectors [B, D] by which the bank knows problems: mean of the last hidden states."""
   hidden, _ = lm.prefill(params, tokens_BT, length_B)
-  valid = (jnp.arange(tokens_BT.shape[1])[None] < length_B[:, None])[..., None]
+  valid = within(length_B, tokens_BT.shape[1])[..., None]
   mean = (hidden.astype(jnp.float32) * valid).sum(1) / jnp.maximum(length_B, 1)[:, None]
   return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-6)
 
@@ -81,9 +81,8 @@ def shift_right(tokens_BL: jax.Array, opening: int) -> jax.Array:
 
 def _inputs(tokens_BGL, length_BG, opening, start_BG):
   """(inputs, positions, validity) of a segment that starts at position `start_BG`."""
-  slot = jnp.arange(tokens_BGL.shape[-1])
-  valid = slot < length_BG[..., None]
-  return shift_right(tokens_BGL, opening), start_BG[..., None] + slot, valid
+  position = start_BG[..., None] + slots(start_BG.shape, tokens_BGL.shape[-1])
+  return shift_right(tokens_BGL, opening), position, within(length_BG, tokens_BGL.shape[-1])
 
 
 def extract(

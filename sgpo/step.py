@@ -13,7 +13,7 @@ from sgpo import bank as bank_lib
 from sgpo import losses, policy, rewards
 from sgpo.config import Config
 from sgpo.models.transformer import LM
-from sgpo.types import Families, Symbols, TrainState
+from sgpo.types import Families, Symbols, TrainState, within
 
 
 @struct.dataclass
@@ -110,7 +110,7 @@ def reward(
 
 def _written(segment) -> jax.Array:
   """Which slots of a segment hold tokens, the stop token included."""
-  return jnp.arange(segment.tokens_BL.shape[-1]) < segment.length_B[..., None]
+  return within(segment.length_B, segment.tokens_BL.shape[-1])
 
 
 def advantages(r: Rewards, divide_by_std: bool) -> tuple[jax.Array, jax.Array, jax.Array]:

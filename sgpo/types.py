@@ -14,6 +14,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 NO_NUMBER = -1  # fills `numbers_PJM` behind a question's last number
@@ -104,3 +105,13 @@ class TrainState:
   reference: Any  # frozen parameters of the stage's start, or () in supervised stages
   bank: Any  # sgpo.bank.Bank, or () in supervised stages
   skipped: jax.Array  # int32 [], updates skipped for non-finite gradients
+
+
+def slots(shape: tuple[int, ...], size: int) -> jax.Array:
+  """0 .. size-1 along a last axis behind `shape`, int32 [*shape, size]."""
+  return jax.lax.broadcasted_iota(jnp.int32, (*shape, size), len(shape))
+
+
+def within(length_B: jax.Array, size: int) -> jax.Array:
+  """Which of `size` slots lie below each length, bool [..., size]."""
+  return slots(length_B.shape, size) < length_B[..., None]

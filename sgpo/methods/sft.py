@@ -13,7 +13,7 @@ from sgpo.methods import Method
 from sgpo.models import calculator, transformer
 from sgpo.models.transformer import LM
 from sgpo.step import apply_gradients
-from sgpo.types import Examples, Symbols, TrainState
+from sgpo.types import Examples, Symbols, TrainState, within
 
 
 def loss_fn(
@@ -25,10 +25,9 @@ def loss_fn(
     examples.strategy_BS[:, None], examples.strategy_length_B[:, None],
     examples.execution_BE[:, None], examples.execution_length_B[:, None], symbols,
   )  # fmt: skip
-  slots = lambda tokens, length: jnp.arange(tokens.shape[-1]) < length[:, None]
-  mask_s = slots(examples.strategy_BS, examples.strategy_length_B)
+  mask_s = within(examples.strategy_length_B, examples.strategy_BS.shape[-1])
   mask_s &= (examples.strategy_length_B > 1)[:, None]  # no strategy is shown, not taught
-  mask_e = slots(examples.execution_BE, examples.execution_length_B)
+  mask_e = within(examples.execution_length_B, examples.execution_BE.shape[-1])
   if config.sampling.calculator:
     mask_e &= ~calculator.forced_mask(examples.execution_BE, symbols)
   logp_s, _ = policy.token_scores(lm, params, hidden_s[:, 0], examples.strategy_BS, 1.0)

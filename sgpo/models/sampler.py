@@ -7,7 +7,7 @@ from flax import struct
 from sgpo.config import Sampling
 from sgpo.models import calculator
 from sgpo.models.transformer import KV, LM, MASKED, Prefix
-from sgpo.types import Segment, Symbols
+from sgpo.types import Segment, Symbols, slots, within
 
 
 @struct.dataclass
@@ -98,7 +98,7 @@ def generate(
   """
   B, G, C = context.valid_BGC.shape
   pad = jnp.full((B, G, room), symbols.pad, jnp.int32)
-  slots = jnp.arange(C)
+  slot_BGC = slots((B, G), C)
 
   def write(buffer, value, done, step):
     value = jnp.where(done, jnp.zeros_like(value), value).astype(buffer.dtype)
@@ -109,7 +109,7 @@ def generate(
 
   def body(loop):
     slot = first_slot + loop.step
-    fresh = (slots >= first_slot) & (slots <= slot)
+    fresh = (slot_BGC >= first_slot) & (slot_BGC <= slot)
     hidden, cache = lm.decode(
       params,
       prefix,
@@ -164,7 +164,7 @@ def generate(
       segment=segment,
     ),
   )
-  used = (slots >= first_slot) & (slots < first_slot + loop.segment.length_B[..., None])
+  used = (slot_BGC >= first_slot) & within(first_slot + loop.segment.length_B, C)
   context = Context(
     cache=loop.context.cache,
     valid_BGC=context.valid_BGC | used,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sgpo import config as config_lib
+from sgpo.types import slots, within
 
 MASKED = -1e30  # finite, so that a row without keys gives no NaN
 
@@ -183,10 +184,8 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
 
   def prefill(params, tokens_BT, length_B):
     T = tokens_BT.shape[1]
-    slot = jnp.arange(T)
-    valid_BT = slot[None] < length_B[:, None]
-    mask = (slot[:, None] >= slot[None])[None] & valid_BT[:, None]
-    position = jnp.broadcast_to(slot[None, None], (tokens_BT.shape[0], 1, T))
+    position = slots((tokens_BT.shape[0], 1), T)
+    mask = jnp.tri(T, dtype=bool)[None] & within(length_B, T)[:, None]
     hidden, kv = decoder.apply(
       {"params": params}, tokens_BT[:, None], position, mask[:, None], None, None
     )
@@ -194,13 +193,10 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
     return hidden[:, 0], Prefix(kv=_unstack(kv, config.layers), length_B=length_B)
 
   def prefix_mask(prefix):
-    T = prefix.kv[0][0].shape[2]
-    return jnp.arange(T)[None] < prefix.length_B[:, None]
+    return within(prefix.length_B, prefix.kv[0][0].shape[2])
 
   def extend(params, prefix, tokens_BGQ, position_BGQ, valid_BGQ):
-    Q = tokens_BGQ.shape[2]
-    causal = jnp.arange(Q)[:, None] >= jnp.arange(Q)[None]
-    mask = causal[None, None] & valid_BGQ[:, :, None]
+    mask = jnp.tri(tokens_BGQ.shape[2], dtype=bool)[None, None] & valid_BGQ[:, :, None]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *prefix.kv)
     hidden, kv = decoder.apply(
       {"params": params}, tokens_BGQ, position_BGQ, mask, prefix_mask(prefix), stacked

@@ -1,0 +1,32 @@
+"""Shared fixtures: a small configuration, its symbols, random rollouts."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("NPROC", "32")  # simulated devices deadlock on fewer threads
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from sgpo import config as config_lib  # noqa: E402
+from sgpo.types import Symbols  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def symbols() -> Symbols:
+  """Ids 0..25; ordinary tokens are 26 and above."""
+  return Symbols(
+    pad=0, bos=1, eos=2, strategy=3, execute=4, hint=5, digits=tuple(range(6, 16)),
+    add=16, sub=17, mul=18, div=19, equals=20, open=21, close=22, answer=23, space=24,
+  )  # fmt: skip
+
+
+@pytest.fixture
+def model() -> config_lib.Model:
+  """A decoder of two layers."""
+  return config_lib.Model(
+    width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, unroll=1
+  )

@@ -1,0 +1,116 @@
+"""The decoder against a slow reference written on its own, token by token and in one piece."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgpo.models import transformer
+
+V = 40
+
+
+def reference_logits(params, config, tokens):
+  """One sequence, loops and numpy only: [T] -> [T, V]."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  half = config.head_dim // 2
+
+  def norm(x, scale):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * scale
+
+  def rotate(x):  # [T, heads, h]
+    out = np.empty_like(x)
+    for t in range(x.shape[0]):
+      for i in range(half):
+        angle = t * config.rope_theta ** (-i / half)
+        a, b = x[t, :, i], x[t, :, i + half]
+        out[t, :, i] = a * np.cos(angle) - b * np.sin(angle)
+        out[t, :, i + half] = b * np.cos(angle) + a * np.sin(angle)
+    return out
+
+  x = p["embed"][tokens]
+  for layer in range(config.layers):
+    w = {name: value[layer] for name, value in p["layers"].items()}
+    y = norm(x, w["attn_norm"])
+    q, k, v = (np.tensordot(y, w[n], 1) for n in "qkv")
+    q, k = rotate(q), rotate(k)
+    heads = []
+    for head in range(config.heads):
+      shared = head // (config.heads // config.kv_heads)
+      s = q[:, head] @ k[:, shared].T / np.sqrt(config.head_dim)
+      s = np.where(np.tri(len(tokens), dtype=bool), s, -np.inf)
+      e = np.exp(s - s.max(-1, keepdims=True))
+      heads.append(e / e.sum(-1, keepdims=True) @ v[:, shared])
+    x = x + np.tensordot(np.stack(heads, 1), w["o"], 2)
+    y = norm(x, w["mlp_norm"])
+    gate = y @ w["gate"]
+    x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
+  return norm(x, p["final_norm"]) @ (p["embed"].T if config.tied else p["head"])
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def lm_and_params(request, model):
+  config = dataclasses.replace(model, tied=request.param)
+  lm = transformer.make_lm(config, V)
+  params = jax.tree.map(lambda x: x * 3, lm.init(jax.random.key(0)))
+  return config, lm, params
+
+
+def test_prefill_equals_reference(lm_and_params):
+  config, lm, params = lm_and_params
+  tokens = np.random.default_rng(0).integers(0, V, 11)
+  hidden, _ = lm.prefill(params, jnp.array([[*tokens, 0, 0]]), jnp.array([11]))
+  got = lm.logits(params, hidden)[0, :11]
+  np.testing.assert_allclose(got, reference_logits(params, config, tokens), rtol=2e-4, atol=2e-4)
+
+
+def test_extend_and_decode_continue_the_prompt(lm_and_params):
+  config, lm, params = lm_and_params
+  rng = np.random.default_rng(1)
+  prompt, rows = rng.integers(0, V, 7), rng.integers(0, V, (2, 5))
+  want = np.stack([reference_logits(params, config, [*prompt, *row])[7:] for row in rows])
+  _, prefix = lm.prefill(params, jnp.array([[*prompt, 0, 0, 0]]), jnp.array([7]))
+  position = jnp.broadcast_to(7 + jnp.arange(5), (1, 2, 5))
+  hidden, _ = lm.extend(params, prefix, jnp.array(rows)[None], position, jnp.ones((1, 2, 5), bool))
+  np.testing.assert_allclose(lm.logits(params, hidden)[0], want, rtol=2e-4, atol=2e-4)
+
+  weights = lm.split(params)
+  shape = (1, 2, config.kv_heads, 6, config.head_dim)
+  cache = tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.layers))
+  for t in range(5):
+    hidden, cache = lm.decode(
+      weights, prefix, cache, jnp.array(rows)[None, :, t], position[..., t], t,
+      jnp.broadcast_to(jnp.arange(6) <= t, (1, 2, 6)),
+    )  # fmt: skip
+    np.testing.assert_allclose(lm.logits(params, hidden)[0], want[:, t], rtol=2e-4, atol=2e-4)
+
+
+def test_remat_and_unroll_keep_gradients(model):
+  tokens = jnp.arange(9)[None] % V
+
+  def loss(params, config):
+    lm = transformer.make_lm(config, V)
+    hidden, _ = lm.prefill(params, tokens, jnp.array([9]))
+    return jax.nn.log_softmax(lm.logits(params, hidden))[0, :, 3].sum()
+
+  params = transformer.make_lm(model, V).init(jax.random.key(0))
+  plain = jax.grad(loss)(params, model)
+  for change in ({"remat": True}, {"unroll": 2}):
+    other = jax.grad(loss)(params, dataclasses.replace(model, **change))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, other)
+
+
+def test_bfloat16_is_near_float32(model):
+  tokens, length = jnp.arange(9)[None] % V, jnp.array([9])
+  params = transformer.make_lm(model, V).init(jax.random.key(0))
+  full, half = (
+    lm.logits(params, lm.prefill(params, tokens, length)[0])
+    for lm in (
+      transformer.make_lm(model, V),
+      transformer.make_lm(dataclasses.replace(model, dtype="bfloat16"), V),
+    )
+  )
+  assert half.dtype == jnp.float32
+  assert 0 < float(jnp.abs(full - half).max()) < 0.02 * float(jnp.abs(full).max()) + 0.02

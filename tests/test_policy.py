@@ -1,0 +1,153 @@
+"""The shared-prefix computation against the plain one, and the sampler against the trainer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgpo import config as config_lib
+from sgpo import policy
+from sgpo.models import transformer
+from sgpo.types import Segment, within
+
+V, P, J, G, T, S, E = 40, 2, 3, 4, 12, 6, 9
+ROOM = config_lib.Room(prompt=T, strategy=S, execution=E, numbers=4)
+
+
+@pytest.fixture
+def lm(model):
+  return transformer.make_lm(model, V)
+
+
+@pytest.fixture
+def params(lm):
+  return jax.tree.map(lambda x: x * 4, lm.init(jax.random.key(0)))
+
+
+@pytest.fixture
+def prompts():
+  rng = np.random.default_rng(0)
+  length = rng.integers(5, T + 1, (P, J))
+  tokens = rng.integers(26, V, (P, J, T))
+  return jnp.where(within(jnp.array(length), T), tokens, 0), jnp.array(length)
+
+
+def random_rollout(symbols):
+  rng = np.random.default_rng(1)
+
+  def segment(*shape):
+    length = jnp.array(rng.integers(1, shape[-1] + 1, shape[:-1]))
+    tokens = jnp.where(within(length, shape[-1]), rng.integers(26, V, shape), symbols.pad)
+    zero = jnp.zeros(shape)
+    return Segment(tokens, zero, length, zero > 0, zero[..., 0] > 0)
+
+  return policy.Rollout(strategy=segment(P, G, S), execution=segment(P, J, G, E))
+
+
+def plain_logps(lm, params, prompts, rollout, symbols):
+  """Each row alone, prompt and segments in one unpadded sequence. [P, G, S] and [P, J, G, E]."""
+  tokens, lengths = prompts
+  rows_s, rows_e = [], []
+  for p, j, g in np.ndindex(P, J, G):
+    n = int(lengths[p, j])
+    ns = int(rollout.strategy.length_B[p, g])
+    ne = int(rollout.execution.length_B[p, j, g])
+    s = rollout.strategy.tokens_BL[p, g, :ns]
+    e = rollout.execution.tokens_BL[p, j, g, :ne]
+    marker = lambda token: jnp.array([token])
+    row = jnp.concatenate(
+      [tokens[p, j, :n], marker(symbols.strategy), s[:-1], marker(symbols.execute), e[:-1]]
+    )
+    hidden, _ = lm.prefill(params, row[None], jnp.array([len(row)]))
+    logp = jax.nn.log_softmax(lm.logits(params, hidden[0, n:]))
+    logp = jnp.take_along_axis(logp, jnp.concatenate([s, e])[:, None], 1)[:, 0]
+    if j == 0:
+      rows_s.append(jnp.pad(logp[:ns], (0, S - ns)))
+    rows_e.append(jnp.pad(logp[ns:], (0, E - ne)))
+  return jnp.stack(rows_s).reshape(P, G, S), jnp.stack(rows_e).reshape(P, J, G, E)
+
+
+def test_shared_prefix_equals_plain_with_gradients(lm, params, prompts, symbols):
+  rollout = random_rollout(symbols)
+  weight_s = jax.random.normal(jax.random.key(5), (P, G, S)) * (
+    within(rollout.strategy.length_B, S)
+  )
+  weight_e = jax.random.normal(jax.random.key(6), (P, J, G, E)) * (
+    within(rollout.execution.length_B, E)
+  )
+
+  def shared(params):
+    scores = policy.score(lm, params, *prompts, rollout, symbols=symbols, temperature=1.0)
+    s, e = scores.strategy_logp, scores.execution_logp
+    return (s * weight_s).sum() + (e * weight_e).sum(), (s * (weight_s != 0), e * (weight_e != 0))
+
+  def plain(params):
+    s, e = plain_logps(lm, params, prompts, rollout, symbols)
+    return (s * weight_s).sum() + (e * weight_e).sum(), (s, e)
+
+  (_, got), got_grad = jax.value_and_grad(shared, has_aux=True)(params)
+  (_, want), want_grad = jax.value_and_grad(plain, has_aux=True)(params)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+  for a, b in zip(jax.tree.leaves(got_grad), jax.tree.leaves(want_grad), strict=True):
+    assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("calculator", [True, False])
+def test_sampler_agrees_with_trainer(lm, params, prompts, symbols, calculator):
+  sampling = config_lib.Sampling(calculator=calculator)
+  rollout = policy.rollout(
+    lm, params, *prompts, jax.random.key(2), group=G, room=ROOM, symbols=symbols, sampling=sampling
+  )
+  scores = policy.score(lm, params, *prompts, rollout, symbols=symbols, temperature=1.0)
+  for segment, logp in (
+    (rollout.strategy, scores.strategy_logp),
+    (rollout.execution, scores.execution_logp),
+  ):
+    written = within(segment.length_B, logp.shape[-1]) & ~segment.forced_BL
+    assert float((jnp.abs(logp - segment.logp_BL) * written).max()) < 1e-4
+    assert written.sum() > 20
+
+
+def test_segments_end_at_their_stop_token(lm, params, prompts, symbols):
+  rollout = policy.rollout(
+    lm, params, *prompts, jax.random.key(3), group=G, room=ROOM, symbols=symbols,
+    sampling=config_lib.Sampling(),
+  )  # fmt: skip
+  for segment, stop in ((rollout.strategy, symbols.execute), (rollout.execution, symbols.eos)):
+    tokens = np.asarray(segment.tokens_BL).reshape(-1, segment.tokens_BL.shape[-1])
+    lengths = np.asarray(segment.length_B).ravel()
+    for row, length, cut in zip(
+      tokens, lengths, np.asarray(segment.truncated_B).ravel(), strict=True
+    ):
+      assert stop not in row[: length - 1]
+      assert (row[length:] == symbols.pad).all()
+      assert cut == (row[length - 1] != stop)
+      assert not cut or length == len(row)
+
+
+def test_groups_start_from_one_prompt_but_differ(lm, params, prompts, symbols):
+  rollout = policy.rollout(
+    lm, params, *prompts, jax.random.key(3), group=G, room=ROOM, symbols=symbols,
+    sampling=config_lib.Sampling(),
+  )  # fmt: skip
+  assert len({tuple(row) for row in np.asarray(rollout.strategy.tokens_BL[0])}) > 1
+
+
+@pytest.mark.parametrize("sampling", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 0.0}])
+def test_narrow_sampling_is_greedy(lm, params, prompts, symbols, sampling):
+  draw = lambda key, **s: policy.rollout(
+    lm, params, *prompts, jax.random.key(key), group=G, room=ROOM, symbols=symbols,
+    sampling=config_lib.Sampling(**s),
+  ).execution.tokens_BL  # fmt: skip
+  np.testing.assert_array_equal(draw(0, **sampling), draw(1, temperature=0.0))
+
+
+def test_append_hints_drops_what_does_not_fit(symbols):
+  prompt = jnp.array([[1, 30, 31, 0, 0, 0, 0, 0], [1, 30, 31, 32, 33, 34, 35, 0]])
+  hints = jnp.array([[[36, 37], [38, 0]], [[36, 37], [0, 0]]])
+  out, length = policy.append_hints(
+    prompt, jnp.array([3, 7]), hints, jnp.array([[2, 1], [2, 0]]), symbols
+  )
+  assert out.tolist() == [[1, 30, 31, 5, 36, 37, 5, 38], [1, 30, 31, 32, 33, 34, 35, 0]]
+  assert length.tolist() == [8, 7]

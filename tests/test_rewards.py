@@ -1,0 +1,77 @@
+"""Grading on device, and each part of coherence."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgpo import rewards
+from sgpo.types import NO_NUMBER, Segment
+
+
+def tokens_of(text, s, length=14):
+  table = {**{str(d): i for d, i in enumerate(s.digits)}, "#": s.answer, "-": s.sub, ".": s.eos}
+  table |= {" ": s.space, "x": 30, "<": s.open}
+  ids = [table[c] for c in text]
+  return ids + [s.pad] * (length - len(ids))
+
+
+@pytest.mark.parametrize(
+  "text, value",
+  [
+    ("#31.", 31),
+    ("# 31.", 31),
+    ("#-31.", -31),
+    ("<12x#7.", 7),
+    ("#0.", 0),
+    ("#123456789.", 123456789),
+    ("31.", None),
+    ("#.", None),
+    ("#31", None),
+    ("#3x1.", None),
+    ("#31x.", None),
+    ("#-.", None),
+    ("#1234567890.", None),
+  ],
+)
+def test_read_answer(text, value, symbols):
+  got, parsed = rewards.read_answer(jnp.array([tokens_of(text, symbols)]), symbols)
+  assert bool(parsed[0]) == (value is not None)
+  assert int(got[0]) == (value or 0)
+
+
+def test_read_numbers_at_the_end_of_each_run(symbols):
+  got = rewards.read_numbers(jnp.array([tokens_of("12x7-305", symbols, 9)]), symbols)
+  n = NO_NUMBER
+  assert got[0].tolist() == [n, 12, n, 7, n, n, n, 305, n]
+
+
+def segment(rows, symbols, truncated):
+  tokens = jnp.array([[tokens_of(row, symbols) for row in rows]])
+  length = jnp.array([[len(row) for row in rows]])
+  zero = jnp.zeros(tokens.shape)
+  return Segment(tokens, zero, length, zero > 0, jnp.array([truncated]))
+
+
+def test_form_wants_closed_and_not_empty(symbols):
+  s = segment(["xx.", ".", "xxx"], symbols, [False, False, True])
+  np.testing.assert_array_equal(rewards.form(s), [[1, 0, 0]])
+
+
+def test_no_leak_finds_answer_and_numbers(symbols):
+  s = segment(["xx", "x31", "12x", "x1x2x", "x123"], symbols, [False] * 5)
+  got = rewards.no_leak(s, jnp.array([31]), jnp.array([[12, 40, NO_NUMBER]]), symbols)
+  np.testing.assert_array_equal(got, [[1, 0, 0, 1, 1]])
+
+
+def test_grade_compares_with_each_rows_answer(symbols):
+  s = segment(["#31.", "#31.", "x"], symbols, [False] * 3)
+  grades = rewards.grade(s, jnp.array([[31, 30, 31]]), symbols)
+  np.testing.assert_array_equal(grades.correct, [[1, 0, 0]])
+  np.testing.assert_array_equal(grades.parsed, [[True, True, False]])
+
+
+def test_faithfulness_is_the_clipped_mean_gap():
+  own = jnp.array([[-0.1, -0.1, -9.0], [-0.5, -0.5, 0.0], [-0.1, -0.1, 0.0]])
+  other = jnp.array([[-0.3, -0.5, 0.0], [-0.1, -0.1, 0.0], [-5.0, -5.0, 0.0]])
+  mask = jnp.array([[True, True, False]] * 3)
+  np.testing.assert_allclose(rewards.faithfulness(own, other, mask), [0.3, 0.0, 1.0], rtol=1e-5)
