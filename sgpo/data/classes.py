@@ -1,0 +1,189 @@
+"""The plan of a solution: its steps as operations over placeholders. The plan is the class key.
+
+`<<12*3=36>> <<36-5=31>>` becomes `q*q; r1-q`: q is a number of the question, r1 the result of
+step 1. Operands of + and * stand in a normal form, so that the order in which a story tells its
+numbers does not matter. The same key serves procedural problems and GSM8K.
+"""
+
+import ast
+import hashlib
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+
+ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
+NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+")
+PLACEHOLDER = re.compile(r"q|r[1-9]\d*")
+_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+
+
+def parse_number(text: str) -> Fraction | None:
+  """A decimal number, with thousands commas, a dollar or percent sign; None where it is not one."""
+  text = text.strip().strip("$").replace(",", "")
+  percent = text.endswith("%")
+  try:
+    value = Fraction(text.rstrip("%"))
+  except (ValueError, ZeroDivisionError):
+    return None
+  return value / 100 if percent else value
+
+
+def parse_solution(solution: str) -> list[tuple[str, Fraction]]:
+  """The annotated steps (expression, result); steps whose result is no number are left out."""
+  steps = []
+  for expression, result in ANNOTATION.findall(solution):
+    value = parse_number(result)
+    if value is not None:
+      steps.append((expression.strip(), value))
+  return steps
+
+
+def _tree(expression: str) -> ast.expr | None:
+  """The syntax of an arithmetic expression over numbers and names, or None."""
+  text = expression.replace(",", "").replace("$", "").replace("x", "*").replace("÷", "/")
+  text = re.sub(r"(\d(?:[\d.]*))%", r"(\1/100)", text)
+  text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)  # Python has no numbers with leading zeros
+  try:
+    return ast.parse(text.strip(), mode="eval").body
+  except (SyntaxError, ValueError):
+    return None
+
+
+def _render(node: ast.expr, leaf) -> tuple[str, int] | None:
+  """(text, precedence) of a tree in normal form; `leaf` names numbers and placeholders."""
+  if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+    inner = _render(node.operand, leaf)
+    return inner and (f"-{inner[0]}", 0)
+  if isinstance(node, ast.Constant | ast.Name):
+    text = leaf(node)
+    return text and (text, 3)
+  if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATORS:
+    return None
+  operator = _OPERATORS[type(node.op)]
+  level = 2 if operator in "*/" else 1
+  left, right = _render(node.left, leaf), _render(node.right, leaf)
+  if left is None or right is None:
+    return None
+  if operator in "+*":
+    terms = [*_terms(left, operator, level), *_terms(right, operator, level)]
+    return operator.join(sorted(terms)), level
+  wrap = lambda part, least: part[0] if part[1] >= least else f"({part[0]})"
+  return f"{wrap(left, level)}{operator}{wrap(right, level + 1)}", level
+
+
+def _terms(part: tuple[str, int], operator: str, level: int) -> list[str]:
+  """The operands of a chain of the same commutative operator; others stay whole."""
+  text, own = part
+  if own == level and not re.search(r"[-/+*()]".replace("\\" + operator, ""), text):
+    if not set(text) & (set("+-*/()") - {operator}):
+      return text.split(operator)
+  return [
+    text if own >= level and not (own == level and operator == "*" and "/" in text) else f"({text})"
+  ]
+
+
+def _value(node: ast.expr, leaf=None) -> Fraction | None:
+  """The exact value of a tree; `leaf` gives the values of names."""
+  if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    return Fraction(str(node.value))
+  if isinstance(node, ast.Name) and leaf:
+    return leaf(node.id)
+  if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+    inner = _value(node.operand, leaf)
+    return None if inner is None else -inner
+  if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+    a, b = _value(node.left, leaf), _value(node.right, leaf)
+    if a is None or b is None:
+      return None
+    operator = _OPERATORS[type(node.op)]
+    if operator == "/":
+      return a / b if b else None
+    return {"+": a + b, "-": a - b, "*": a * b}[operator]
+  return None
+
+
+def evaluate(expression: str) -> Fraction | None:
+  """The exact value of an arithmetic expression, None where it is not one."""
+  tree = _tree(expression)
+  return None if tree is None else _value(tree)
+
+
+def plan_key(
+  solution: str,
+  numbers: Iterable[Fraction | int],
+  answer: Fraction | int | None = None,
+  constants: Iterable[Fraction | int] = (),
+) -> str | None:
+  """The plan of an annotated solution.
+
+  An operand is the latest earlier result of its value, else a number of the question, else one of
+  the constants that everybody knows (60 minutes, 100 cents), which the plan names as it is.
+
+  Args:
+    solution: text with `<<expression=result>>` annotations.
+    numbers: the numbers that the question gives.
+    answer: the final answer, which the last step must give; None asks for no such thing.
+    constants: numbers that need not stand in the question.
+  Returns:
+    The plan, or None where there are no steps, an operand comes from nowhere, a step is wrong or
+    never used, or the last step is not the answer.
+  """
+  steps = parse_solution(solution)
+  given, known = {Fraction(n) for n in numbers}, {Fraction(n) for n in constants}
+  if not steps or (answer is not None and steps[-1][1] != answer):
+    return None
+  results: list[Fraction] = []
+  used: set[int] = set()
+  plan = []
+  for expression, result in steps:
+
+    def leaf(node: ast.expr) -> str | None:
+      value = _value(node)
+      for index in range(len(results) - 1, -1, -1):  # noqa: B023
+        if results[index] == value:  # noqa: B023
+          used.add(index)
+          return f"r{index + 1}"
+      if value in given:
+        return "q"
+      return str(value) if value in known else None
+
+    tree = _tree(expression)
+    text = None if tree is None else _render(tree, leaf)
+    if text is None:
+      return None
+    plan.append(text[0])
+    results.append(result)
+  if used != set(range(len(steps) - 1)):
+    return None
+  return "; ".join(plan)
+
+
+def normalize_plan(text: str) -> str | None:
+  """A plan as a model wrote it, in normal form; None where it is not a plan."""
+
+  def leaf(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Constant):
+      return str(node.value)
+    return node.id if PLACEHOLDER.fullmatch(node.id) else None
+
+  steps = []
+  for step in text.strip().rstrip(";").split(";"):
+    tree = _tree(step)
+    rendered = None if tree is None else _render(tree, leaf)
+    if rendered is None:
+      return None
+    steps.append(rendered[0])
+  return "; ".join(steps)
+
+
+def part_of(plan: str, annotated: float, practice: float) -> str:
+  """Whether a class is "annotated", "practice" or "held_out": by a stable hash of its plan.
+
+  Args:
+    plan: the class key.
+    annotated, practice: shares of classes; the rest is held out.
+  """
+  share = int.from_bytes(hashlib.sha256(plan.encode()).digest()[:8], "big") / 2**64
+  if share < annotated:
+    return "annotated"
+  return "practice" if share < annotated + practice else "held_out"
