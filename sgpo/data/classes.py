@@ -74,12 +74,10 @@ def _render(node: ast.expr, leaf) -> tuple[str, int] | None:
 def _terms(part: tuple[str, int], operator: str, level: int) -> list[str]:
   """The operands of a chain of the same commutative operator; others stay whole."""
   text, own = part
-  if own == level and not re.search(r"[-/+*()]".replace("\\" + operator, ""), text):
-    if not set(text) & (set("+-*/()") - {operator}):
-      return text.split(operator)
-  return [
-    text if own >= level and not (own == level and operator == "*" and "/" in text) else f"({text})"
-  ]
+  if not set(text) & (set("+-*/()") - {operator}):
+    return text.split(operator)
+  whole = own > level or (own == level and operator == "+")
+  return [text if whole else f"({text})"]
 
 
 def _value(node: ast.expr, leaf=None) -> Fraction | None:

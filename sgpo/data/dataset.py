@@ -22,9 +22,9 @@ class Dataset(Protocol):
     """How many problems the split can give (a large number where they are generated)."""
 
   def family(self, split: str, index: int, size: int) -> list[Problem]:
-    """`size` different problems of one class; split 'train' draws on annotated and practice classes.
+    """`size` different problems of one class.
 
-    Also defined on the evaluation splits 'id', 'practice' and 'cls' (for the transfer score).
+    Split 'train' draws on annotated and practice classes. Also defined on the evaluation splits 'id', 'practice' and 'cls' (for the transfer score).
     """
 
   def texts(self) -> Iterable[str]:

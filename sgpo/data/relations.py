@@ -107,7 +107,8 @@ RELATIONS: dict[str, tuple[Relation, ...]] = {
       "{n} goes back {a} {u}.", "{n} gives up {a} of the {u}.",
       "Then {n} takes a way that is {a} {u} less.", "{n} walks back for {a} {u}.")),
     Relation("trips", "mul", (
-      "{n} makes this trip {a} times.", "{m} goes {a} times as many {u} and takes {n} along for this.",
+      "{n} makes this trip {a} times.",
+      "{m} goes {a} times as many {u} and takes {n} along for this.",
       "{n} does this each day for {a} days.", "{n} repeats the way {a} times.")),
     Relation("legs", "div", (
       "The way has {a} equal parts and {n} goes one part.",
@@ -116,7 +117,8 @@ RELATIONS: dict[str, tuple[Relation, ...]] = {
       "{n} walks one of {a} equal parts.")),
     Relation("hours", "add_mul", (
       "{n} drives {a} hours at {b} {u} each.", "{n} goes {a} more days with {b} {u} each.",
-      "Then {m} takes {n} {a} times for {b} {u} each.", "{n} walks on for {a} hours at {b} {u} each.")),
+      "Then {m} takes {n} {a} times for {b} {u} each.",
+      "{n} walks on for {a} hours at {b} {u} each.")),
     Relation("tour", "mul_add", (
       "{n} makes this trip {a} times and then {b} more {u}.",
       "{n} does this for {a} days and goes {b} {u} more.",

@@ -16,7 +16,6 @@ from sgpo.data import classes
 from sgpo.data.relations import (
   ASIDE,
   ASIDES,
-  EXCHANGE,
   EXCHANGE_RELATION,
   HELD_OUT_NAMES,
   HELD_OUT_UNITS,
@@ -195,10 +194,16 @@ class WordProblems:
     ]
     self._classes: dict[str, list[str]] = {"annotated": [], "practice": [], "held_out": []}
     for plan in sorted(self._by_plan):
-      self._classes[self.part(plan)].append(plan)
+      if self._feasible(plan):
+        self._classes[self.part(plan)].append(plan)
     for part, share in (("annotated", data.annotated), ("practice", data.practice)):
       if share > 0 and not self._classes[part]:
         raise ValueError(f"config.data.{part} = {share:g} leaves no {part} class; raise it")
+
+  def _feasible(self, plan: str) -> bool:
+    """Whether small distinct numbers give the class often enough to be sampled by rejection."""
+    rng = random.Random(f"feasible/{plan}")
+    return sum(self._draw("train", rng, plan) is not None for _ in range(100)) >= 5
 
   def part(self, plan: str) -> str:
     """Whether a class is annotated, practice or held_out."""
