@@ -1,0 +1,20 @@
+"""Data sets: problems with classes, by name."""
+
+from sgpo.config import Data, suggest
+from sgpo.data.dataset import Dataset
+from sgpo.data.gsm8k import GSM8K
+from sgpo.data.word_problems import WordProblems
+
+DATASETS = {"word_problems": WordProblems, "gsm8k": GSM8K}
+
+
+def make_dataset(data: Data) -> Dataset:
+  """The data set that the configuration names.
+
+  Raises:
+    ValueError: an unknown name, or files that cannot be read.
+  """
+  if data.name not in DATASETS:
+    hint = suggest(data.name, list(DATASETS))
+    raise ValueError(f"unknown data set config.data.name = {data.name!r}.{hint}")
+  return DATASETS[data.name](data)

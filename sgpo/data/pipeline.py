@@ -1,0 +1,185 @@
+"""Problems to fixed-size integer arrays, in batches, with a position that can be saved.
+
+Row order does not depend on the number of processes: the global batch is cut into one shard a
+process. What does not fit its room is dropped and counted, never cut.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import grain.python as grain
+import jax
+import numpy as np
+
+from sgpo.config import Config, Room
+from sgpo.data.dataset import Dataset
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.types import NO_NUMBER, Examples, Families, Problem
+
+ATTEMPTS = 64  # indices that one row may try before the room counts as too small
+INT32 = 2**31 - 1
+BATCHES = 10**7  # the end of a data set without end
+
+
+class Batches:
+  """An iterator of batches that counts what was dropped; its state is plain JSON."""
+
+  def __init__(self, iterator: grain.DatasetIterator):
+    self._iterator = iterator
+    self.dropped = 0
+
+  def __iter__(self) -> "Batches":
+    return self
+
+  def __next__(self) -> Any:
+    batch, dropped = next(self._iterator)
+    self.dropped += int(dropped)
+    return batch
+
+  def get_state(self) -> dict:
+    """The position behind the last batch given."""
+    return {"position": self._iterator.get_state(), "dropped": self.dropped}
+
+  def set_state(self, state: dict) -> None:
+    """Continues behind the position."""
+    self._iterator.set_state(state["position"])
+    self.dropped = state["dropped"]
+
+
+def _pad(rows: Sequence[Sequence[int]], room: int, fill: int) -> np.ndarray:
+  out = np.full((len(rows), room), fill, np.int32)
+  for row, values in zip(out, rows, strict=True):
+    row[: len(values)] = values
+  return out
+
+
+def fits(problem: Problem, tokenizer: Tokenizer, room: Room) -> bool:
+  """Whether a problem's question and numbers have room, and its answer fits int32."""
+  return (
+    len(tokenizer.encode_prompt(problem.question)) <= room.prompt
+    and len(problem.numbers) <= room.numbers
+    and abs(problem.answer) <= INT32
+  )
+
+
+def fitting(problems: Iterable[Problem], tokenizer: Tokenizer, room: Room) -> list[Problem]:
+  """The problems that fit."""
+  return [p for p in problems if fits(p, tokenizer, room)]
+
+
+def family_arrays(
+  families: Sequence[Sequence[Problem]], tokenizer: Tokenizer, room: Room, domains: Sequence[str]
+) -> Families:
+  """Families of equal size as arrays. A mixed domain counts as its first.
+
+  Raises:
+    ValueError: a prompt longer than its room.
+  """
+  P, J = len(families), len(families[0])
+  flat = [p for family in families for p in family]
+  prompts = [tokenizer.encode_prompt(p.question) for p in flat]
+  for ids, p in zip(prompts, flat, strict=True):
+    if len(ids) > room.prompt:
+      raise ValueError(
+        f"a prompt of {len(ids)} tokens exceeds config.room.prompt = {room.prompt}: {p.question!r}"
+      )
+  numbers = [[n for n in p.numbers if 0 <= n <= INT32 and n == int(n)] for p in flat]
+  shape = lambda x: x.reshape(P, J, *x.shape[1:])
+  return Families(
+    prompt_PJT=shape(_pad(prompts, room.prompt, tokenizer.symbols.pad)),
+    length_PJ=shape(np.array([len(ids) for ids in prompts], np.int32)),
+    answer_PJ=shape(np.array([p.answer for p in flat], np.int32)),
+    numbers_PJM=shape(_pad(numbers, room.numbers, NO_NUMBER)),
+    domain_P=np.array([domains.index(f[0].domain.split("+")[0]) for f in families], np.int32),
+    source_P=np.array([f[0].index for f in families], np.int32),
+  )
+
+
+def _batches(row: Callable[[int], tuple[Any, int]], size: int) -> Batches:
+  """Batches of rows `row(index) -> (pytree of arrays, dropped)`, this process's shard."""
+  count, mine = jax.process_count(), jax.process_index()
+  if size % count:
+    raise ValueError(f"a batch of {size} cannot be cut into {count} processes' shards")
+
+  def stack(rows):
+    trees, dropped = zip(*rows, strict=True)
+    return jax.tree.map(lambda *x: np.stack(x), *trees), np.int64(sum(dropped))
+
+  # cut after batching: the order of rows stays the same for any number of processes
+  indices = grain.MapDataset.range(BATCHES * size).batch(size // count)[mine::count]
+  dataset = indices.map(lambda batch: stack([row(int(i)) for i in batch]))
+  options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+  return Batches(iter(dataset.to_iter_dataset(options)))
+
+
+def family_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed: int) -> Batches:
+  """`Families` of config.sgpo.sources sources with config.sgpo.siblings siblings each."""
+  size = config.sgpo.siblings + 1
+
+  def row(index):
+    for attempt in range(ATTEMPTS):
+      family = dataset.family("train", (seed * BATCHES + index) * ATTEMPTS + attempt, size)
+      if all(fits(p, tokenizer, config.room) for p in family):
+        arrays = family_arrays([family], tokenizer, config.room, dataset.domains)
+        return jax.tree.map(lambda x: x[0], arrays), attempt
+    raise ValueError(
+      f"{ATTEMPTS} families in a row do not fit config.room.prompt = {config.room.prompt} "
+      f"and config.room.numbers = {config.room.numbers}; raise them"
+    )
+
+  return _batches(row, config.sgpo.sources)
+
+
+def _hints(dataset: Dataset, own: str, config: Config, rng: random.Random) -> list[str]:
+  """Plans of other worked examples, half of the time with the example's own among them."""
+  count = rng.randint(1, config.bank.retrieved)
+  known = config.data.worked_examples
+  hints = [dataset.worked_example(rng.randrange(known)).plan for _ in range(count)]
+  if rng.random() < 0.5:
+    hints[rng.randrange(count)] = own
+  return hints
+
+
+def example_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed: int) -> Batches:
+  """`Examples`: worked examples in an order shuffled anew each epoch, some with hints."""
+  room, known = config.room, config.data.worked_examples
+  orders: dict[int, list[int]] = {}
+
+  def order(epoch):
+    if epoch not in orders:
+      orders.clear()
+      orders[epoch] = random.Random(f"{seed}/epoch/{epoch}").sample(range(known), known)
+    return orders[epoch]
+
+  def encode(index, rng):
+    p = dataset.worked_example(order(index // known)[index % known])
+    bare = rng.random() < config.data.bare_rate
+    hinted = config.bank.retrieved and rng.random() < config.data.hint_rate and not bare
+    hints = _hints(dataset, p.plan, config, rng) if hinted else []
+    prompt = tokenizer.encode_prompt(p.question, hints)
+    while len(prompt) > room.prompt and hints:
+      prompt = tokenizer.encode_prompt(p.question, hints := hints[:-1])
+    strategy = tokenizer.encode_strategy("" if bare else p.plan)
+    execution = tokenizer.encode_execution(p.solution)
+    whole = len(strategy) <= room.strategy and len(execution) <= room.execution
+    return (prompt, strategy, execution) if whole and len(prompt) <= room.prompt else None
+
+  def row(index):
+    for attempt in range(ATTEMPTS):
+      at = index + attempt * 7919  # a prime: another example, the same for every process
+      encoded = encode(at, random.Random(f"{seed}/example/{index}/{attempt}"))
+      if encoded:
+        rooms = (room.prompt, room.strategy, room.execution)
+        padded = [
+          _pad([ids], size, tokenizer.symbols.pad)[0]
+          for ids, size in zip(encoded, rooms, strict=True)
+        ]
+        lengths = [np.int32(len(ids)) for ids in encoded]
+        pairs = [x for pair in zip(padded, lengths, strict=True) for x in pair]
+        return Examples(*pairs), attempt
+    raise ValueError(
+      f"{ATTEMPTS} worked examples in a row do not fit config.room = {room}; raise it"
+    )
+
+  return _batches(row, config.sft.batch)
