@@ -1,0 +1,416 @@
+"""The strategy bank: pure functions on a frozen dataclass of preallocated arrays.
+
+N capacity, C candidates offered at once, Q queries, R retrieved, S strategy tokens, D width,
+K domains. Every field of the bank is an array along N, so one rule shards them all.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from sgpo.types import NO_SOURCE, within
+
+EMPTY, QUARANTINED, ACTIVE = 0, 1, 2  # `status_N`
+NO_ENTRY = -1  # `Hits.index_QR` where there is no hit
+DOMAINS = 256  # domain ids lie in [0, DOMAINS); candidates of other domains are refused
+BLOCK = 64  # entries of which `retrieve` first looks at the maximum alone
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@struct.dataclass
+class Bank:
+  """Strategies that proved themselves. Rows whose status is EMPTY hold nothing."""
+
+  tokens_NS: jax.Array  # int32, without the closing symbol, 0 behind the last token
+  length_N: jax.Array  # int32, tokens
+  embedding_ND: jax.Array  # float32, unit rows: the problem that the strategy came from
+  domain_N: jax.Array  # int32
+  successes_N: jax.Array  # float32, of executions on sibling problems
+  trials_N: jax.Array  # float32
+  uses_N: jax.Array  # int32, families that were handed this entry
+  last_used_N: jax.Array  # int32, step
+  born_N: jax.Array  # int32, step
+  source_N: jax.Array  # int32, id of the source problem or NO_SOURCE
+  status_N: jax.Array  # int32, EMPTY, QUARANTINED or ACTIVE
+
+
+@struct.dataclass
+class Entries:
+  """Candidates for the bank."""
+
+  tokens_CS: jax.Array  # int32, whatever lies behind `length_C` is ignored
+  length_C: jax.Array  # int32, without the closing symbol
+  embedding_CD: jax.Array  # float32, of any length but zero
+  domain_C: jax.Array  # int32
+  successes_C: jax.Array  # float32
+  trials_C: jax.Array  # float32
+  source_C: jax.Array  # int32
+  valid_C: jax.Array  # bool, false rows are not offered
+
+
+@struct.dataclass
+class Hits:
+  """What `retrieve` found, best first."""
+
+  index_QR: jax.Array  # int32, row of the bank, or NO_ENTRY
+  tokens_QRS: jax.Array  # int32, 0 where there is no hit
+  length_QR: jax.Array  # int32, 0 where there is no hit
+  score_QR: jax.Array  # float32, 0 where there is no hit
+  valid_QR: jax.Array  # bool
+
+
+def init(capacity: int, strategy_room: int, width: int) -> Bank:
+  """An empty bank of `capacity` rows for strategies of `strategy_room` tokens.
+
+  Raises:
+    ValueError: a size below 1.
+  """
+  for name, size in dict(capacity=capacity, strategy_room=strategy_room, width=width).items():
+    if size < 1:
+      raise ValueError(f"bank {name} = {size} must be at least 1")
+  # One buffer a field: a donated state must not hold the same array twice.
+  i32 = lambda fill=0: jnp.full((capacity,), fill, jnp.int32)
+  f32 = lambda: jnp.zeros((capacity,), jnp.float32)
+  return Bank(
+    tokens_NS=jnp.zeros((capacity, strategy_room), jnp.int32),
+    length_N=i32(),
+    embedding_ND=jnp.zeros((capacity, width), jnp.float32),
+    domain_N=i32(),
+    successes_N=f32(),
+    trials_N=f32(),
+    uses_N=i32(),
+    last_used_N=i32(),
+    born_N=i32(),
+    source_N=i32(NO_SOURCE),
+    status_N=i32(EMPTY),
+  )
+
+
+def partition_specs() -> Bank:
+  """A Bank of PartitionSpecs: every field along N over all devices of ("data", "model").
+
+  The capacity must be a multiple of the number of devices.
+  """
+  rows = PartitionSpec(("data", "model"))
+  return Bank(**{name: rows for name in Bank.__dataclass_fields__})
+
+
+def lower_bound(successes: jax.Array, trials: jax.Array, z: float = 1.645) -> jax.Array:
+  """Wilson's lower confidence bound of a rate, elementwise; 0 without trials.
+
+    (s + z^2/2 - z sqrt(s (n - s) / n + z^2/4)) / (n + z^2)
+
+  z = 1.645 makes it one-sided at 95%. E. B. Wilson, Probable inference, the law of succession,
+  and statistical inference, JASA 22 (1927). Counts may be fractions.
+  """
+  n = jnp.maximum(trials, 1e-6)
+  spread = jnp.sqrt(jnp.maximum(successes * (n - successes) / n, 0) + z * z / 4)
+  bound = (successes + z * z / 2 - z * spread) / (n + z * z)
+  return jnp.where(trials > 0, jnp.clip(bound, 0, 1), 0)
+
+
+def _unit(x_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Rows of unit length, and which of them have a direction; the others become 0."""
+  largest_B = jnp.abs(x_BD).max(-1, keepdims=True)
+  usable_B = jnp.isfinite(largest_B) & (largest_B > 0)
+  # Divided by its largest element first, a row of 1e30 does not overflow when squared.
+  x_BD = jnp.where(usable_B, x_BD / jnp.where(usable_B, largest_B, 1), 0)
+  norm_B = jnp.sqrt(jnp.square(x_BD).sum(-1, keepdims=True))
+  return x_BD / jnp.where(usable_B, norm_B, 1), usable_B[..., 0]
+
+
+def _top_k(score_QN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """`lax.top_k`, ties included, at the cost of one maximum over N.
+
+  The `count` largest elements lie within the `count` blocks of largest maximum.
+  """
+  Q, N = score_QN.shape
+  if N <= 2 * BLOCK * count:
+    return jax.lax.top_k(score_QN, count)
+  score_QN = jnp.pad(score_QN, ((0, 0), (0, -N % BLOCK)), constant_values=-jnp.inf)
+  blocked = score_QN.reshape(Q, -1, BLOCK)
+  # In ascending order equal scores keep the order of their rows.
+  block_QR = jnp.sort(jax.lax.top_k(blocked.max(-1), count)[1], axis=-1)
+  near = jnp.take_along_axis(blocked, block_QR[..., None], axis=1).reshape(Q, -1)
+  score_QR, slot_QR = jax.lax.top_k(near, count)
+  block_of_QR = jnp.take_along_axis(block_QR, slot_QR // BLOCK, axis=-1)
+  return score_QR, block_of_QR * BLOCK + slot_QR % BLOCK
+
+
+def retrieve(bank: Bank, query_QD: jax.Array, count: int) -> Hits:
+  """The `count` best ACTIVE entries for each query, best first. Pure; exact.
+
+    score = cos(query, embedding) * lower_bound(successes, trials)
+
+  Rows or queries that are not finite score nothing, and neither does a query of zeros. Where
+  fewer than `count` entries are active the rest has `valid_QR` false.
+
+  Raises:
+    ValueError: `count` outside 1 .. N.
+  """
+  N = bank.status_N.shape[0]
+  if not 1 <= count <= N:
+    raise ValueError(f"count = {count} must lie in 1 .. {N}, the bank's capacity")
+  query_QD, usable_Q = _unit(query_QD.astype(jnp.float32))
+  cosine_QN = jnp.einsum("qd,nd->qn", query_QD, bank.embedding_ND, precision=_HIGHEST)
+  bound_N = lower_bound(bank.successes_N, bank.trials_N)
+  score_QN = cosine_QN * bound_N[None]
+  seen_QN = (bank.status_N == ACTIVE)[None] & usable_Q[:, None] & jnp.isfinite(score_QN)
+  score_QR, index_QR = _top_k(jnp.where(seen_QN, score_QN, -jnp.inf), count)
+  valid_QR = score_QR > -jnp.inf
+  return Hits(
+    index_QR=jnp.where(valid_QR, index_QR, NO_ENTRY),
+    tokens_QRS=jnp.where(valid_QR[..., None], bank.tokens_NS[index_QR], 0),
+    length_QR=jnp.where(valid_QR, bank.length_N[index_QR], 0),
+    score_QR=jnp.where(valid_QR, score_QR, 0),
+    valid_QR=valid_QR,
+  )
+
+
+def _cleaned(entries: Entries) -> Entries:
+  """Unit embeddings, zeros behind each strategy, `valid_C` only where an entry could be stored."""
+  embedding_CD, usable_C = _unit(entries.embedding_CD.astype(jnp.float32))
+  S = entries.tokens_CS.shape[1]
+  successes_C = entries.successes_C.astype(jnp.float32)
+  trials_C = entries.trials_C.astype(jnp.float32)
+  counted_C = (successes_C >= 0) & (successes_C <= trials_C) & jnp.isfinite(trials_C)
+  fits_C = (entries.length_C > 0) & (entries.length_C <= S)
+  known_C = (entries.domain_C >= 0) & (entries.domain_C < DOMAINS)
+  valid_C = entries.valid_C & usable_C & counted_C & fits_C & known_C
+  return entries.replace(
+    tokens_CS=jnp.where(within(entries.length_C, S), entries.tokens_CS, 0),
+    embedding_CD=embedding_CD,
+    successes_C=jnp.where(valid_C, successes_C, 0),
+    trials_C=jnp.where(valid_C, trials_C, 0),
+    valid_C=valid_C,
+  )
+
+
+def _fingerprint(tokens_BS: jax.Array, length_B: jax.Array) -> jax.Array:
+  """A linear hash of each strategy, uint32 [B]."""
+  S = tokens_BS.shape[1]
+  odd_S = np.random.default_rng(0).integers(0, 2**31, S + 1, dtype=np.uint32) * 2 + 1
+  mixed_BS = tokens_BS.astype(jnp.uint32) * jnp.asarray(odd_S[None, :S])
+  return mixed_BS.sum(-1, dtype=jnp.uint32) + length_B.astype(jnp.uint32) * odd_S[S]
+
+
+def _match(bank: Bank, entries: Entries, merge: float) -> tuple[jax.Array, jax.Array]:
+  """For each candidate the nearest living entry with its tokens: (row_C, found_C)."""
+  cosine_CN = jnp.einsum("cd,nd->cn", entries.embedding_CD, bank.embedding_ND, precision=_HIGHEST)
+  # Hashes keep the comparison at C x N; the winner's tokens are then compared in full.
+  hash_C = _fingerprint(entries.tokens_CS, entries.length_C)
+  hash_N = _fingerprint(bank.tokens_NS, bank.length_N)
+  same_CN = (hash_C[:, None] == hash_N[None]) & (bank.status_N != EMPTY)[None]
+  near_CN = jnp.where(same_CN & (cosine_CN >= merge), cosine_CN, -jnp.inf)
+  row_C = near_CN.argmax(1)
+  equal_C = (bank.tokens_NS[row_C] == entries.tokens_CS).all(-1)
+  equal_C &= bank.length_N[row_C] == entries.length_C
+  return row_C, entries.valid_C & equal_C & (near_CN.max(1) > -jnp.inf)
+
+
+def _leaders(entries: Entries, row_C: jax.Array, found_C: jax.Array, merge: float) -> jax.Array:
+  """Index of the earliest candidate that each candidate is one entry with, int32 [C]."""
+  C = row_C.shape[0]
+  x, unit = entries, entries.embedding_CD
+  same_CC = (x.tokens_CS[:, None] == x.tokens_CS[None]).all(-1)
+  same_CC &= x.length_C[:, None] == x.length_C[None]
+  same_CC &= jnp.einsum("cd,ed->ce", unit, unit, precision=_HIGHEST) >= merge
+  # Candidates of one living entry belong together; the others follow their earliest likeness.
+  twin_CC = found_C[None] & (row_C[:, None] == row_C[None])
+  linked_CC = jnp.where(found_C[:, None], twin_CC, same_CC)
+  index_C = jnp.arange(C)
+  linked_CC &= (x.valid_C[:, None] & x.valid_C[None]) | (index_C[:, None] == index_C[None])
+  leader_C = jnp.minimum(linked_CC.argmax(1), index_C)
+  for _ in range(max(C - 1, 1).bit_length()):  # follow chains of likeness to their first
+    leader_C = leader_C[leader_C]
+  return leader_C
+
+
+def _quota(count_K: jax.Array, living_K: jax.Array, capacity: int) -> jax.Array:
+  """How many entries each domain keeps when one leaves the most crowded domain until all fit.
+
+  count_K entries and newcomers, living_K entries alone. Of equally crowded domains the one with
+  fewer living entries yields, so that newcomers never take a domain's last entry.
+  """
+  total_K = jnp.minimum(count_K[:, None], count_K[None]).sum(0)  # all cut to count_K
+  level = jnp.where(total_K <= capacity, count_K, 0).max()
+  left = capacity - jnp.minimum(count_K, level).sum()
+  above = jnp.maximum((count_K > level).sum(), 1)
+  level, left = level + left // above, left % above
+  waiting_K = jnp.where(count_K > level, living_K, -1)
+  rank_K = jnp.argsort(jnp.argsort(-waiting_K))
+  return jnp.minimum(count_K, level) + ((count_K > level) & (rank_K < left))
+
+
+def _survivors(bank: Bank, entries: Entries, fresh_C: jax.Array, step) -> jax.Array:
+  """Which of the N entries and C newcomers stay, bool [N + C].
+
+  Within a domain the useful come first: by lower bound, then uses, then youth.
+  """
+  N = bank.status_N.shape[0]
+  fresh = jnp.zeros_like(entries.domain_C)
+  both = lambda x_N, x_C: jnp.concatenate([x_N, x_C])
+  here = both(bank.status_N != EMPTY, fresh_C)
+  domain = jnp.where(here, both(bank.domain_N, entries.domain_C), DOMAINS)
+  bound = lower_bound(
+    both(bank.successes_N, entries.successes_C), both(bank.trials_N, entries.trials_C)
+  )
+  worth = jnp.round(bound * 2**20).astype(jnp.int32)  # equal counts tie, whatever the rounding
+  uses, born = both(bank.uses_N, fresh), both(bank.born_N, fresh + step)
+  order = jnp.arange(here.shape[0])
+  domain, _, _, _, order = jax.lax.sort(
+    (domain, -worth, -uses, -born, order), num_keys=4, is_stable=True
+  )
+  count_K = jnp.zeros(DOMAINS, jnp.int32).at[domain].add(1, mode="drop")
+  living_K = jnp.zeros(DOMAINS, jnp.int32)
+  living_K = living_K.at[domain].add((order < N).astype(jnp.int32), mode="drop")
+  quota_K = _quota(count_K, living_K, N)
+  known = jnp.minimum(domain, DOMAINS - 1)
+  place = jnp.arange(here.shape[0]) - (jnp.cumsum(count_K) - count_K)[known]
+  stays = (domain < DOMAINS) & (place < quota_K[known])
+  return jnp.zeros_like(here).at[order].set(stays)
+
+
+def _write(bank: Bank, entries: Entries, row_C: jax.Array, step) -> Bank:
+  """Puts candidates into rows; a row of N is none."""
+  put = lambda x_N, x_C: x_N.at[row_C].set(x_C, mode="drop")
+  return bank.replace(
+    tokens_NS=put(bank.tokens_NS, entries.tokens_CS),
+    length_N=put(bank.length_N, entries.length_C),
+    embedding_ND=put(bank.embedding_ND, entries.embedding_CD),
+    domain_N=put(bank.domain_N, entries.domain_C),
+    successes_N=put(bank.successes_N, entries.successes_C),
+    trials_N=put(bank.trials_N, entries.trials_C),
+    uses_N=put(bank.uses_N, 0),
+    last_used_N=put(bank.last_used_N, step),
+    born_N=put(bank.born_N, step),
+    source_N=put(bank.source_N, entries.source_C),
+    status_N=put(bank.status_N, QUARANTINED),
+  )
+
+
+def add(
+  bank: Bank, entries: Entries, step: jax.Array, *, admit: float, min_trials: float, merge: float
+) -> tuple[Bank, dict[str, jax.Array]]:
+  """Offers candidates to the bank. Pure, without a loop; made to be donated.
+
+  1. Refused: embeddings not finite or zero, strategies empty or too long, impossible counts.
+  2. Merged: a candidate with the tokens of a living entry, or of an earlier candidate, at a
+     cosine of at least `merge` adds its successes and trials to it. The entry keeps its own
+     embedding: a mean would wander with what the policy happens to sample.
+  3. Admitted: the others take an empty row or that of an evicted entry. While entries and
+     newcomers exceed N, the least useful (lower bound, then uses, then youth) of the most crowded
+     domain leaves; newcomers stand in that contest too. So another domain's candidates never
+     evict a domain's best or last entry, and evict only while theirs is less crowded.
+  4. Status: ACTIVE from `min_trials` trials on with a lower bound of at least `admit`,
+     QUARANTINED again as soon as the bound falls below it.
+
+  Returns:
+    The bank, and float32 scalars `admitted`, `merged`, `refused` (they add up to the candidates
+    offered) and `evicted`.
+  """
+  N, C = bank.status_N.shape[0], entries.valid_C.shape[0]
+  offered_C, entries = entries.valid_C, _cleaned(entries)
+  row_C, found_C = _match(bank, entries, merge)
+  leader_C = _leaders(entries, row_C, found_C, merge)
+  leads_C = entries.valid_C & (leader_C == jnp.arange(C))
+  mine_CC = leader_C[None] == jnp.arange(C)[:, None]
+  gather = lambda x_C: jnp.where(mine_CC, x_C[None], 0).sum(1)
+  successes_C, trials_C = gather(entries.successes_C), gather(entries.trials_C)
+  entries = entries.replace(successes_C=successes_C, trials_C=trials_C)
+
+  merged_C = jnp.where(leads_C & found_C, row_C, N)
+  bank = bank.replace(
+    successes_N=bank.successes_N.at[merged_C].add(successes_C, mode="drop"),
+    trials_N=bank.trials_N.at[merged_C].add(trials_C, mode="drop"),
+  )
+
+  fresh_C = leads_C & ~found_C
+  stays = _survivors(bank, entries, fresh_C, step)
+  stays_N, admitted_C = stays[:N], stays[N:]
+  evicted = ((bank.status_N != EMPTY) & ~stays_N).sum()
+  (free,) = jnp.nonzero(~stays_N, size=C, fill_value=N)
+  bank = _write(bank, entries, jnp.where(admitted_C, free[jnp.cumsum(admitted_C) - 1], N), step)
+
+  bound_N = lower_bound(bank.successes_N, bank.trials_N)
+  proven_N = (bank.trials_N >= min_trials) | (bank.status_N == ACTIVE)
+  status_N = jnp.where(proven_N & (bound_N >= admit), ACTIVE, QUARANTINED)
+  bank = bank.replace(status_N=jnp.where(bank.status_N == EMPTY, EMPTY, status_N))
+  merged = (entries.valid_C & (found_C | admitted_C)[leader_C]).sum() - admitted_C.sum()
+  report = {
+    "admitted": admitted_C.sum(),
+    "merged": merged,
+    "evicted": evicted,
+    "refused": offered_C.sum() - merged - admitted_C.sum(),
+  }
+  return bank, {name: value.astype(jnp.float32) for name, value in report.items()}
+
+
+def update(
+  bank: Bank,
+  hits: Hits,
+  used_Q: jax.Array,
+  entries: Entries,
+  step: jax.Array,
+  *,
+  admit: float,
+  min_trials: float,
+  merge: float,
+) -> tuple[Bank, dict[str, jax.Array]]:
+  """Credits the entries that were handed out, then `add`s the candidates.
+
+  `used_Q` says which families really got their hits; each adds 1 to the uses of its entries.
+  """
+  N = bank.status_N.shape[0]
+  row_QR = jnp.where(hits.valid_QR & used_Q[:, None], hits.index_QR, N)
+  bank = bank.replace(
+    uses_N=bank.uses_N.at[row_QR].add(1, mode="drop"),
+    last_used_N=bank.last_used_N.at[row_QR].set(step, mode="drop"),
+  )
+  return add(bank, entries, step, admit=admit, min_trials=min_trials, merge=merge)
+
+
+def candidates(
+  tokens_PGS: jax.Array,
+  length_PG: jax.Array,
+  closed_PG: jax.Array,
+  correct_PGJ: jax.Array,
+  embedding_PD: jax.Array,
+  domain_P: jax.Array,
+  source_P: jax.Array,
+) -> Entries:
+  """The strategies of a rollout as candidates, C = P * G. Pure.
+
+  Equal strategies of one group are one candidate, the first of them: its successes are summed
+  over the siblings (j >= 1) after averaging over its copies, and its trials are the number of
+  siblings, because repeated executions of one strategy on one problem are not independent.
+  Valid are closed strategies that are not empty and helped at least one sibling.
+
+  Args:
+    length_PG: tokens without the closing symbol.
+    closed_PG: bool, the closing symbol was written.
+    correct_PGJ: 0 or 1, the source first.
+  """
+  P, G, S = tokens_PGS.shape
+  siblings = correct_PGJ.shape[2] - 1
+  tokens_PGS = jnp.where(within(length_PG, S), tokens_PGS, 0)
+  same_PGG = (tokens_PGS[:, :, None] == tokens_PGS[:, None]).all(-1)
+  same_PGG &= length_PG[:, :, None] == length_PG[:, None]
+  same_PGG &= (closed_PG[:, :, None] & closed_PG[:, None]) | jnp.eye(G, dtype=bool)[None]
+  total_PG = jnp.where(same_PGG, correct_PGJ[:, None, :, 1:].sum(-1), 0).sum(-1)
+  successes_PG = total_PG.astype(jnp.float32) / same_PGG.sum(-1)
+  first_PG = same_PGG.argmax(-1) == jnp.arange(G)[None]
+  flat = lambda x: x.reshape(P * G, *x.shape[2:])
+  spread = lambda x: jnp.repeat(x, G, axis=0)
+  return Entries(
+    tokens_CS=flat(tokens_PGS),
+    length_C=flat(length_PG),
+    embedding_CD=spread(embedding_PD),
+    domain_C=spread(domain_P),
+    successes_C=flat(successes_PG),
+    trials_C=jnp.full((P * G,), siblings, jnp.float32),
+    source_C=spread(source_P),
+    valid_C=flat(first_PG & closed_PG & (length_PG > 0) & (successes_PG > 0)),
+  )
