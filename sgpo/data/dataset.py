@@ -24,7 +24,8 @@ class Dataset(Protocol):
   def family(self, split: str, index: int, size: int) -> list[Problem]:
     """`size` different problems of one class.
 
-    Split 'train' draws on annotated and practice classes. Also defined on the evaluation splits 'id', 'practice' and 'cls' (for the transfer score).
+    Split "train" draws on annotated and practice classes; "id", "practice" and "cls" (for the
+    transfer score) on annotated, practice and held-out classes.
     """
 
   def texts(self) -> Iterable[str]:

@@ -10,10 +10,11 @@ from sgpo.types import Symbols
 
 OPERATORS = ("+", "-", "*", "/", "=", "<<", ">>", "####", ";")
 PLACEHOLDERS = tuple(f"r{i}" for i in range(1, 10))
+BYTES_FROM = 1024  # vocabularies of at least this size have a piece for each byte
 STRATEGY, EXECUTE, HINT = "<strategy>", "<execute>", "<hint>"
-PIECES = (*"0123456789", *OPERATORS, *PLACEHOLDERS, STRATEGY, EXECUTE, HINT, "▁")
+PIECES = (*"0123456789", *OPERATORS, *PLACEHOLDERS, STRATEGY, EXECUTE, HINT)
+SPACE = "▁"  # a lone word boundary, as before a number
 _AROUND = re.compile(r"\s*(<<|>>|####|[-+*/=;])\s*")
-_TIGHT = str.maketrans("", "", " ")
 
 
 def _tighten(text: str) -> str:
@@ -29,7 +30,7 @@ class Tokenizer:
     self._model = sentencepiece.SentencePieceProcessor(model_proto=proto)
     self.vocab_size = self._model.vocab_size()
     find = self._model.piece_to_id
-    missing = [p for p in PIECES if find(p) == self._model.unk_id()]
+    missing = [p for p in (*PIECES, SPACE) if find(p) == self._model.unk_id()]
     if missing:
       raise ValueError(f"the tokenizer lacks the pieces {missing}; train it with Tokenizer.train")
     self.symbols = Symbols(
@@ -37,7 +38,7 @@ class Tokenizer:
       strategy=find(STRATEGY), execute=find(EXECUTE), hint=find(HINT),
       digits=tuple(find(str(d)) for d in range(10)),
       add=find("+"), sub=find("-"), mul=find("*"), div=find("/"), equals=find("="),
-      open=find("<<"), close=find(">>"), answer=find("####"), space=find("▁"),
+      open=find("<<"), close=find(">>"), answer=find("####"), space=find(SPACE),
     )  # fmt: skip
 
   @classmethod
@@ -45,16 +46,16 @@ class Tokenizer:
     """Trains on text, in memory and deterministically.
 
     Args:
-      texts: lines; every character can be encoded, unseen ones as bytes.
+      texts: lines. Characters unseen here are encoded as bytes where the vocabulary has room for
+        them (BYTES_FROM pieces), else as the unknown piece.
       vocab_size: at most this many pieces.
     """
-    least = 256 + 4 + len(PIECES)  # bytes, padding and the like, symbols
-    if vocab_size < least + 32:
-      raise ValueError(f"config.data.vocab_size = {vocab_size} must be at least {least + 32}")
+    if vocab_size < 128:
+      raise ValueError(f"config.data.vocab_size = {vocab_size} must be at least 128")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, model_type="bpe",
-      user_defined_symbols=list(PIECES), byte_fallback=True, split_digits=True,
+      user_defined_symbols=list(PIECES), byte_fallback=vocab_size >= BYTES_FROM, split_digits=True,
       add_dummy_prefix=False, hard_vocab_limit=False, num_threads=1, minloglevel=2,
       pad_id=0, bos_id=1, eos_id=2, unk_id=3, normalization_rule_name="identity",
       remove_extra_whitespaces=False, character_coverage=1.0, max_sentence_length=100_000,
