@@ -6,16 +6,15 @@ K domains. Every field of the bank is an array along N, so one rule shards them 
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
 
+from sgpo.bank_math import fingerprint, lower_bound, quota, top_k, unit
 from sgpo.types import NO_SOURCE, within
 
 EMPTY, QUARANTINED, ACTIVE = 0, 1, 2  # `status_N`
 NO_ENTRY = -1  # `Hits.index_QR` where there is no hit
 DOMAINS = 256  # domain ids lie in [0, DOMAINS); candidates of other domains are refused
-BLOCK = 64  # entries of which `retrieve` first looks at the maximum alone
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -97,48 +96,6 @@ def partition_specs() -> Bank:
   return Bank(**{name: rows for name in Bank.__dataclass_fields__})
 
 
-def lower_bound(successes: jax.Array, trials: jax.Array, z: float = 1.645) -> jax.Array:
-  """Wilson's lower confidence bound of a rate, elementwise; 0 without trials.
-
-    (s + z^2/2 - z sqrt(s (n - s) / n + z^2/4)) / (n + z^2)
-
-  z = 1.645 makes it one-sided at 95%. E. B. Wilson, Probable inference, the law of succession,
-  and statistical inference, JASA 22 (1927). Counts may be fractions.
-  """
-  n = jnp.maximum(trials, 1e-6)
-  spread = jnp.sqrt(jnp.maximum(successes * (n - successes) / n, 0) + z * z / 4)
-  bound = (successes + z * z / 2 - z * spread) / (n + z * z)
-  return jnp.where(trials > 0, jnp.clip(bound, 0, 1), 0)
-
-
-def _unit(x_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Rows of unit length, and which of them have a direction; the others become 0."""
-  largest_B = jnp.abs(x_BD).max(-1, keepdims=True)
-  usable_B = jnp.isfinite(largest_B) & (largest_B > 0)
-  # Divided by its largest element first, a row of 1e30 does not overflow when squared.
-  x_BD = jnp.where(usable_B, x_BD / jnp.where(usable_B, largest_B, 1), 0)
-  norm_B = jnp.sqrt(jnp.square(x_BD).sum(-1, keepdims=True))
-  return x_BD / jnp.where(usable_B, norm_B, 1), usable_B[..., 0]
-
-
-def _top_k(score_QN: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """`lax.top_k`, ties included, at the cost of one maximum over N.
-
-  The `count` largest elements lie within the `count` blocks of largest maximum.
-  """
-  Q, N = score_QN.shape
-  if N <= 2 * BLOCK * count:
-    return jax.lax.top_k(score_QN, count)
-  score_QN = jnp.pad(score_QN, ((0, 0), (0, -N % BLOCK)), constant_values=-jnp.inf)
-  blocked = score_QN.reshape(Q, -1, BLOCK)
-  # In ascending order equal scores keep the order of their rows.
-  block_QR = jnp.sort(jax.lax.top_k(blocked.max(-1), count)[1], axis=-1)
-  near = jnp.take_along_axis(blocked, block_QR[..., None], axis=1).reshape(Q, -1)
-  score_QR, slot_QR = jax.lax.top_k(near, count)
-  block_of_QR = jnp.take_along_axis(block_QR, slot_QR // BLOCK, axis=-1)
-  return score_QR, block_of_QR * BLOCK + slot_QR % BLOCK
-
-
 def retrieve(bank: Bank, query_QD: jax.Array, count: int) -> Hits:
   """The `count` best ACTIVE entries for each query, best first. Pure; exact.
 
@@ -153,12 +110,12 @@ def retrieve(bank: Bank, query_QD: jax.Array, count: int) -> Hits:
   N = bank.status_N.shape[0]
   if not 1 <= count <= N:
     raise ValueError(f"count = {count} must lie in 1 .. {N}, the bank's capacity")
-  query_QD, usable_Q = _unit(query_QD.astype(jnp.float32))
+  query_QD, usable_Q = unit(query_QD.astype(jnp.float32))
   cosine_QN = jnp.einsum("qd,nd->qn", query_QD, bank.embedding_ND, precision=_HIGHEST)
   bound_N = lower_bound(bank.successes_N, bank.trials_N)
   score_QN = cosine_QN * bound_N[None]
   seen_QN = (bank.status_N == ACTIVE)[None] & usable_Q[:, None] & jnp.isfinite(score_QN)
-  score_QR, index_QR = _top_k(jnp.where(seen_QN, score_QN, -jnp.inf), count)
+  score_QR, index_QR = top_k(jnp.where(seen_QN, score_QN, -jnp.inf), count)
   valid_QR = score_QR > -jnp.inf
   return Hits(
     index_QR=jnp.where(valid_QR, index_QR, NO_ENTRY),
@@ -171,7 +128,7 @@ def retrieve(bank: Bank, query_QD: jax.Array, count: int) -> Hits:
 
 def _cleaned(entries: Entries) -> Entries:
   """Unit embeddings, zeros behind each strategy, `valid_C` only where an entry could be stored."""
-  embedding_CD, usable_C = _unit(entries.embedding_CD.astype(jnp.float32))
+  embedding_CD, usable_C = unit(entries.embedding_CD.astype(jnp.float32))
   S = entries.tokens_CS.shape[1]
   successes_C = entries.successes_C.astype(jnp.float32)
   trials_C = entries.trials_C.astype(jnp.float32)
@@ -188,20 +145,12 @@ def _cleaned(entries: Entries) -> Entries:
   )
 
 
-def _fingerprint(tokens_BS: jax.Array, length_B: jax.Array) -> jax.Array:
-  """A linear hash of each strategy, uint32 [B]."""
-  S = tokens_BS.shape[1]
-  odd_S = np.random.default_rng(0).integers(0, 2**31, S + 1, dtype=np.uint32) * 2 + 1
-  mixed_BS = tokens_BS.astype(jnp.uint32) * jnp.asarray(odd_S[None, :S])
-  return mixed_BS.sum(-1, dtype=jnp.uint32) + length_B.astype(jnp.uint32) * odd_S[S]
-
-
 def _match(bank: Bank, entries: Entries, merge: float) -> tuple[jax.Array, jax.Array]:
   """For each candidate the nearest living entry with its tokens: (row_C, found_C)."""
   cosine_CN = jnp.einsum("cd,nd->cn", entries.embedding_CD, bank.embedding_ND, precision=_HIGHEST)
   # Hashes keep the comparison at C x N; the winner's tokens are then compared in full.
-  hash_C = _fingerprint(entries.tokens_CS, entries.length_C)
-  hash_N = _fingerprint(bank.tokens_NS, bank.length_N)
+  hash_C = fingerprint(entries.tokens_CS, entries.length_C)
+  hash_N = fingerprint(bank.tokens_NS, bank.length_N)
   same_CN = (hash_C[:, None] == hash_N[None]) & (bank.status_N != EMPTY)[None]
   near_CN = jnp.where(same_CN & (cosine_CN >= merge), cosine_CN, -jnp.inf)
   row_C = near_CN.argmax(1)
@@ -221,27 +170,13 @@ def _leaders(entries: Entries, row_C: jax.Array, found_C: jax.Array, merge: floa
   twin_CC = found_C[None] & (row_C[:, None] == row_C[None])
   linked_CC = jnp.where(found_C[:, None], twin_CC, same_CC)
   index_C = jnp.arange(C)
-  linked_CC &= (x.valid_C[:, None] & x.valid_C[None]) | (index_C[:, None] == index_C[None])
+  linked_CC &= x.valid_C[:, None] & x.valid_C[None]
+  linked_CC |= jnp.eye(C, dtype=bool)
+  index_C = jnp.arange(C)
   leader_C = jnp.minimum(linked_CC.argmax(1), index_C)
   for _ in range(max(C - 1, 1).bit_length()):  # follow chains of likeness to their first
     leader_C = leader_C[leader_C]
   return leader_C
-
-
-def _quota(count_K: jax.Array, living_K: jax.Array, capacity: int) -> jax.Array:
-  """How many entries each domain keeps when one leaves the most crowded domain until all fit.
-
-  count_K entries and newcomers, living_K entries alone. Of equally crowded domains the one with
-  fewer living entries yields, so that newcomers never take a domain's last entry.
-  """
-  total_K = jnp.minimum(count_K[:, None], count_K[None]).sum(0)  # all cut to count_K
-  level = jnp.where(total_K <= capacity, count_K, 0).max()
-  left = capacity - jnp.minimum(count_K, level).sum()
-  above = jnp.maximum((count_K > level).sum(), 1)
-  level, left = level + left // above, left % above
-  waiting_K = jnp.where(count_K > level, living_K, -1)
-  rank_K = jnp.argsort(jnp.argsort(-waiting_K))
-  return jnp.minimum(count_K, level) + ((count_K > level) & (rank_K < left))
 
 
 def _survivors(bank: Bank, entries: Entries, fresh_C: jax.Array, step) -> jax.Array:
@@ -266,7 +201,7 @@ def _survivors(bank: Bank, entries: Entries, fresh_C: jax.Array, step) -> jax.Ar
   count_K = jnp.zeros(DOMAINS, jnp.int32).at[domain].add(1, mode="drop")
   living_K = jnp.zeros(DOMAINS, jnp.int32)
   living_K = living_K.at[domain].add((order < N).astype(jnp.int32), mode="drop")
-  quota_K = _quota(count_K, living_K, N)
+  quota_K = quota(count_K, living_K, N)
   known = jnp.minimum(domain, DOMAINS - 1)
   place = jnp.arange(here.shape[0]) - (jnp.cumsum(count_K) - count_K)[known]
   stays = (domain < DOMAINS) & (place < quota_K[known])
