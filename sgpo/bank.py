@@ -233,8 +233,8 @@ def add(
 
   1. Refused: embeddings not finite or zero, strategies empty or too long, impossible counts.
   2. Merged: a candidate with the tokens of a living entry, or of an earlier candidate, at a
-     cosine of at least `merge` adds its successes and trials to it. The entry keeps its own
-     embedding: a mean would wander with what the policy happens to sample.
+     cosine of at least `merge` adds its successes and trials to it, whatever its domain. The
+     entry keeps its own embedding: a mean would wander with what the policy happens to sample.
   3. Admitted: the others take an empty row or that of an evicted entry. While entries and
      newcomers exceed N, the least useful (lower bound, then uses, then youth) of the most crowded
      domain leaves; newcomers stand in that contest too. So another domain's candidates never

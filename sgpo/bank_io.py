@@ -137,7 +137,7 @@ def _parse(where: str, text: str) -> dict:
   """One JSON object, its keys looked over for misspellings."""
   try:
     line = json.loads(text)
-  except (json.JSONDecodeError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{where}: broken JSON ({error}); repair or delete the line") from None
   if not isinstance(line, dict):
     raise ValueError(f"{where}: a {type(line).__name__}; write one JSON object a line")

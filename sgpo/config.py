@@ -31,7 +31,7 @@ class Model:
 class Data:
   name: str = "word_problems"  # word_problems | gsm8k
   path: str = ""  # folder of train.jsonl[.gz] and test.jsonl[.gz] for gsm8k
-  vocab_size: int = 512  # of the sentencepiece tokenizer trained on this data
+  vocab_size: int = 384  # of the sentencepiece tokenizer trained on this data
   annotated: float = 0.35  # share of classes with worked examples
   practice: float = 0.35  # share of classes with answers only; the rest is held out
   worked_examples: int = 1500  # how many worked examples exist at all
@@ -44,9 +44,9 @@ class Data:
 class Room:
   """Static lengths in tokens."""
 
-  prompt: int = 112  # T, question and hints together
-  strategy: int = 24  # S
-  execution: int = 48  # E
+  prompt: int = 96  # T, question and hints together
+  strategy: int = 18  # S
+  execution: int = 52  # E
   numbers: int = 12  # M
 
 
@@ -115,6 +115,7 @@ class Eval:
   problems: int = 512  # per split
   batch: int = 256
   transfer_pairs: int = 512  # of the transfer score
+  prompt: int = 144  # room T in evaluation, unknown words take more tokens
   strategy: int = 32  # room S in evaluation, longer chains need more
   execution: int = 64  # room E in evaluation
 
@@ -196,7 +197,7 @@ def read(config: ml_collections.ConfigDict) -> Config:
 _POSITIVE = (
   "model.width model.layers model.heads model.kv_heads model.head_dim model.mlp_width "
   "room.prompt room.strategy room.execution room.numbers sft.batch sgpo.sources sgpo.strategies "
-  "sgpo.epochs eval.problems eval.batch eval.transfer_pairs eval.strategy eval.execution "
+  "sgpo.epochs eval.problems eval.batch eval.transfer_pairs eval.prompt eval.strategy eval.execution "
   "checkpoint.every checkpoint.keep log_every data.vocab_size data.worked_examples "
   "sft.learning_rate sgpo.learning_rate bank.min_trials"
 ).split()

@@ -30,9 +30,7 @@ class Solver:
     self.config, self.state, self.tokenizer = config, state, tokenizer
     self.symbols: Symbols = tokenizer.symbols
     e = config.eval
-    self.room = config_lib.Room(
-      config.room.prompt, e.strategy + 1, e.execution, config.room.numbers
-    )
+    self.room = config_lib.Room(e.prompt, e.strategy + 1, e.execution, config.room.numbers)
     self.lm = transformer.make_lm(config.model, tokenizer.vocab_size)
     self.sampling = config.sampling.replace(temperature=0.0)
     self._hint = jax.jit(self._append_hints)
