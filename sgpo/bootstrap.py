@@ -100,7 +100,7 @@ def from_worked_examples(
       domain_C=np.asarray(families.domain_P),
       successes_C=(correct[:, 1:] * counted).sum(1).astype(np.float32),
       trials_C=siblings,
-      source_C=np.asarray(families.source_P),
+      source_C=-2 - np.asarray(families.source_P),  # worked examples, apart from families
       valid_C=np.arange(BATCH) < real,
     )
     bank, _ = add(bank, entries, jnp.int32(0))

@@ -197,8 +197,8 @@ def read(config: ml_collections.ConfigDict) -> Config:
 _POSITIVE = (
   "model.width model.layers model.heads model.kv_heads model.head_dim model.mlp_width "
   "room.prompt room.strategy room.execution room.numbers sft.batch sgpo.sources sgpo.strategies "
-  "sgpo.epochs eval.problems eval.batch eval.transfer_pairs eval.prompt eval.strategy eval.execution "
-  "checkpoint.every checkpoint.keep log_every data.vocab_size data.worked_examples "
+  "sgpo.epochs eval.problems eval.batch eval.transfer_pairs eval.prompt eval.strategy "
+  "eval.execution checkpoint.every checkpoint.keep log_every data.vocab_size data.worked_examples "
   "sft.learning_rate sgpo.learning_rate bank.min_trials"
 ).split()
 _NOT_NEGATIVE = (

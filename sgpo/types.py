@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 
 NO_NUMBER = -1  # fills `numbers_PJM` behind a question's last number
-NO_SOURCE = -1  # a bank entry or sample without a known source problem
+NO_SOURCE = -1  # a bank entry without a known source problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Families:
   answer_PJ: jax.Array  # int32
   numbers_PJM: jax.Array  # int32, NO_NUMBER behind the last
   domain_P: jax.Array  # int32, index into the dataset's `domains`
-  source_P: jax.Array  # int32, id of the source problem within its dataset
+  source_P: jax.Array  # int32, number of the family: problems of different ones are independent
 
 
 @struct.dataclass

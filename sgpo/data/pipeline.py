@@ -92,7 +92,7 @@ def family_arrays(
     answer_PJ=shape(np.array([p.answer for p in flat], np.int32)),
     numbers_PJM=shape(_pad(numbers, room.numbers, NO_NUMBER)),
     domain_P=np.array([domains.index(f[0].domain.split("+")[0]) for f in families], np.int32),
-    source_P=np.array([f[0].index for f in families], np.int32),
+    source_P=np.array([f[0].index % INT32 for f in families], np.int32),
   )
 
 
@@ -122,6 +122,7 @@ def family_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed:
       family = dataset.family("train", (seed * BATCHES + index) * ATTEMPTS + attempt, size)
       if all(fits(p, tokenizer, config.room) for p in family):
         arrays = family_arrays([family], tokenizer, config.room, dataset.domains)
+        arrays = arrays.replace(source_P=np.array([index % INT32], np.int32))
         return jax.tree.map(lambda x: x[0], arrays), attempt
     raise ValueError(
       f"{ATTEMPTS} families in a row do not fit config.room.prompt = {config.room.prompt} "

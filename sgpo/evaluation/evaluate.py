@@ -6,6 +6,7 @@ All decoding is greedy. Answers that were cut off or could not be read are count
 import collections
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -260,6 +261,44 @@ def _class_prior(pairs: list[list[Problem]]) -> np.ndarray:
     answers[first.plan].append(first.answer)
   guess = {plan: collections.Counter(a).most_common(1)[0][0] for plan, a in answers.items()}
   return np.array([float(guess[second.plan] == second.answer) for _, second in pairs])
+
+
+def bank_examples(config: config_lib.Config, state, dataset, tokenizer) -> dict[int, dict]:
+  """For each living entry of the bank the nearest training problem, and an execution on it.
+
+  Problems of the entry's own class come first. Returns {row: {"problem", "example"}}.
+  """
+  solver = Solver(config, state, tokenizer)
+  problems = [dataset.family("train", i, 1)[0] for i in range(2 * config.eval.batch)]
+  problems = pipeline.fitting(problems, tokenizer, solver.room)
+  embed = jax.jit(partial(policy.embed, solver.lm))
+  batches = _batches([[p] for p in problems], solver, dataset.domains)
+  vectors = [embed(state.reference, f.prompt_PJT[:, 0], f.length_PJ[:, 0])[:n] for f, n in batches]
+  bank = jax.device_get(state.bank)
+  rows = np.flatnonzero(bank.status_N != bank_lib.EMPTY)
+  near = bank.embedding_ND[rows] @ np.concatenate(vectors).T
+  plans = [tokenizer.pretty_plan(bank.tokens_NS[r][: bank.length_N[r]].tolist()) for r in rows]
+  own = np.array([[classes.normalize_plan(s) == p.plan for p in problems] for s in plans])
+  chosen = (near + 2 * own.reshape(near.shape)).argmax(1) if len(rows) else []
+  out = {}
+  size = config.eval.batch
+  for start in range(0, len(rows), size):
+    picked = [problems[i] for i in chosen[start : start + size]]
+    ((families, real),) = _batches([[p] for p in picked], solver, dataset.domains)
+    strategy = np.full((size, solver.room.strategy), solver.symbols.pad, np.int32)
+    length = np.ones(size, np.int32)
+    for k, row in enumerate(rows[start : start + size]):
+      n = bank.length_N[row]
+      strategy[k, : n + 1] = [*bank.tokens_NS[row][:n], solver.symbols.execute]
+      length[k] = n + 1
+    done = solver.execute(
+      families.prompt_PJT[:, 0], families.length_PJ[:, 0], strategy, length,
+      families.answer_PJ[:, 0],
+    )  # fmt: skip
+    for k, row in enumerate(rows[start : start + real]):
+      text = tokenizer.pretty_execution(done["tokens"][k].tolist())
+      out[int(row)] = {"problem": picked[k].question, "example": text}
+  return out
 
 
 def evaluate(

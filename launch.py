@@ -1,0 +1,90 @@
+"""Runs a configuration: flags -> config -> train.run.
+
+python launch.py --config=configs/word_problems.py --workdir=runs/demo [--config.sgpo.steps=50]
+"""
+
+import os
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from sgpo import allocator
+from sgpo import config as config_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Configuration file, `file.py[:argument]`."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is resumed.")
+_PRINT = flags.DEFINE_bool("print_config", False, "Print the configuration and stop.")
+_ALLOCATOR = flags.DEFINE_bool("allocator", True, "Keep the heap between executions (Linux CPU).")
+_DISTRIBUTED = flags.DEFINE_enum(
+  "distributed", "auto", ["auto", "on", "off"],
+  "Several processes: on and off say so; auto asks TPU pod and Slurm variables.",
+)  # fmt: skip
+
+
+def _several_processes() -> bool:
+  if _DISTRIBUTED.value != "auto":
+    return _DISTRIBUTED.value == "on"
+  slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ
+  return slurm or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+
+
+def _main(argv: list[str]) -> int:
+  if len(argv) > 1:
+    raise ValueError(f"unexpected argument {argv[1]!r}; flags begin with --")
+  if _CONFIG.value is None:
+    raise ValueError("--config is missing, for example --config=configs/word_problems.py")
+  config = config_lib.read(_CONFIG.value)
+  if _PRINT.value:
+    print(_CONFIG.value)
+    return 0
+  if not _WORKDIR.value:
+    raise ValueError("--workdir is missing, for example --workdir=runs/demo")
+  if _ALLOCATOR.value:
+    allocator.restart_with_huge_pages()
+    allocator.keep_heap()
+  import jax  # noqa: PLC0415  after the allocator is set
+
+  cache = os.environ.get("SGPO_CACHE", os.path.expanduser("~/.cache/sgpo/jax"))
+  jax.config.update("jax_compilation_cache_dir", cache)
+  if _several_processes():
+    jax.distributed.initialize()
+  from sgpo import train  # noqa: PLC0415
+
+  try:
+    train.run(config, _WORKDIR.value)
+  except train.Interrupted as stop:
+    print(stop, file=sys.stderr)
+    return stop.code
+  return 0
+
+
+def _suggestion(message: str) -> str:
+  """What a misspelt flag or config key may have meant."""
+  name = message.rpartition("--")[2] if "--" in message else message
+  name = name.strip("'\" .").split("=")[0].removeprefix("config.")
+  known = [n for n in flags.FLAGS if not n.startswith("config.")]
+  for section, values in config_lib.default().to_dict().items():
+    known += [f"{section}.{k}" for k in values] if isinstance(values, dict) else [section]
+  return config_lib.suggest(name.split("'")[0], known) if name else ""
+
+
+def main() -> None:
+  """Entry point: every user's mistake ends as one message and exit code 1."""
+  logging.use_absl_handler()
+  try:
+    arguments = flags.FLAGS(sys.argv)
+    code = _main(arguments)
+  except (ValueError, flags.Error, AttributeError, KeyError, FileNotFoundError) as error:
+    message = str(error).strip()
+    if isinstance(error, flags.Error | AttributeError | KeyError):
+      message += _suggestion(message.splitlines()[0] if message else "")
+    print(f"error: {message}", file=sys.stderr)
+    code = 1
+  sys.exit(code)
+
+
+if __name__ == "__main__":
+  main()

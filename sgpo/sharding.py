@@ -1,0 +1,82 @@
+"""The device mesh and one table of how every array lies on it.
+
+Parameters: tensor parallel over "model" (heads, MLP width, vocabulary), fully sharded over "data"
+along the model width. Batches over "data". The bank over all devices along its capacity.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sgpo import bank as bank_lib
+
+PARAMETERS = {  # leaf name: spec            # shape
+  "embed": P("model", "data"),  # [V, D]
+  "head": P("data", "model"),  # [D, V]
+  "final_norm": P(),  # [D]
+  "attn_norm": P(),  # [L, D]
+  "mlp_norm": P(),  # [L, D]
+  "q": P(None, "data", "model"),  # [L, D, H, h]
+  "k": P(None, "data", "model"),  # [L, D, K, h]
+  "v": P(None, "data", "model"),  # [L, D, K, h]
+  "o": P(None, "model", None, "data"),  # [L, H, h, D]
+  "gate": P(None, "data", "model"),  # [L, D, F]
+  "up": P(None, "data", "model"),  # [L, D, F]
+  "down": P(None, "model", "data"),  # [L, F, D]
+}
+
+
+def make_mesh(shape: tuple[int, ...]) -> Mesh:
+  """A ("data", "model") mesh; -1 stands for all remaining devices.
+
+  Raises:
+    ValueError: the shape does not fit the number of devices.
+  """
+  devices = jax.device_count()
+  known = math.prod(size for size in shape if size > 0)
+  if any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
+    raise ValueError(f"config.mesh = {shape} must hold positive sizes and at most one -1")
+  full = tuple(devices // known if size == -1 else size for size in shape)
+  if math.prod(full) > devices or (-1 in shape and devices % known):
+    raise ValueError(f"config.mesh = {shape} does not fit the {devices} devices that jax sees")
+  return jax.make_mesh(
+    full,
+    ("data", "model"),
+    devices=jax.devices()[: math.prod(full)],
+    axis_types=(AxisType.Auto, AxisType.Auto),
+  )
+
+
+def _fit(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> NamedSharding:
+  """The spec with axes left out that do not divide their dimension."""
+  fitted = []
+  for size, axes in zip(shape, (*spec, *[None] * len(shape)), strict=False):
+    names = (axes,) if isinstance(axes, str) else (axes or ())
+    whole = math.prod(mesh.shape[name] for name in names)
+    fitted.append(axes if size % whole == 0 else None)
+  return NamedSharding(mesh, P(*fitted))
+
+
+def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
+  """Shardings of a TrainState, leaf by leaf; optimiser moments lie like their parameters."""
+
+  def sharding(path, leaf):
+    names = [str(getattr(k, "name", getattr(k, "key", ""))) for k in path]
+    if names[0] == "bank":
+      return _fit(mesh, bank_lib.partition_specs().status_N, leaf.shape)
+    return _fit(mesh, PARAMETERS.get(names[-1], P()), leaf.shape)
+
+  return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def batch_shardings(mesh: Mesh, batch: Any) -> Any:
+  """Leading axes over "data"."""
+  return jax.tree.map(lambda _: NamedSharding(mesh, P("data")), batch)
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+  """Host arrays, this process's shard, to the mesh."""
+  return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(mesh, batch), batch)

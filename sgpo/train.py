@@ -1,0 +1,404 @@
+"""A run: stages of methods one after another, checkpoints, evaluations, a report."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from sgpo import bank as bank_lib
+from sgpo import bank_io, policy, report, sharding
+from sgpo import config as config_lib
+from sgpo.checkpoint import Checkpointer
+from sgpo.data import make_dataset
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.evaluation import evaluate as evaluation
+from sgpo.methods import Method
+from sgpo.methods.registry import METHODS
+from sgpo.metrics import MetricWriter, Progress
+from sgpo.types import TrainState
+
+log = logging.getLogger(__name__)
+FREE = ("log_every", "checkpoint")  # config keys that may change between resumes
+
+
+class Interrupted(Exception):
+  """A signal asked the run to stop; everything is saved. `code` is the exit status."""
+
+  def __init__(self, number: int, where: str):
+    self.code = 128 + number
+    super().__init__(f"stopped by {signal.Signals(number).name}, saved; resume with {where}")
+
+
+class Run(NamedTuple):
+  """What all stages share."""
+
+  config: config_lib.Config
+  workdir: str
+  dataset: Any
+  tokenizer: Tokenizer
+  mesh: Mesh
+  checkpointer: Checkpointer
+
+
+class Position(NamedTuple):
+  """Where a run stands: `step` counts within the stage."""
+
+  stage: int
+  step: int
+  data: dict | None
+
+
+# --- the run folder -------------------------------------------------------------------------
+
+
+def differences(old: dict, new: dict, path: str = "") -> list[str]:
+  """Keys of two nested configurations that differ, as `key: old -> new`."""
+  out = []
+  for name in sorted({*old, *new}):
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      out += differences(a, b, f"{path}{name}.")
+    elif a != b:
+      out.append(f"config.{path}{name}: {a!r} -> {b!r}")
+  return out
+
+
+def _as_json(config: config_lib.Config) -> dict:
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a file in one piece: a kill leaves the old one or the new one."""
+  with open(path + ".tmp", "w", encoding="utf-8") as file:
+    json.dump(value, file, indent=1)
+  os.replace(path + ".tmp", path)
+
+
+def read_json(path: str) -> Any:
+  """Reads a JSON file."""
+  with open(path, encoding="utf-8") as file:
+    return json.load(file)
+
+
+def write_rows(path: str, rows: list[dict]) -> None:
+  """Writes JSON lines."""
+  with open(path, "w", encoding="utf-8") as file:
+    file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def check(config: config_lib.Config) -> None:
+  """Raises ValueError for what would fail later, before any folder is made."""
+  for stage in config.stages:
+    if stage not in METHODS:
+      hint = config_lib.suggest(stage, list(METHODS))
+      raise ValueError(f"unknown method {stage!r} in config.stages.{hint}")
+  data = sharding.make_mesh(config.mesh).shape["data"]
+  for name, size in (("sft.batch", config.sft.batch), ("sgpo.sources", config.sgpo.sources)):
+    if size % data:
+      raise ValueError(
+        f"config.{name} = {size} is not divisible by the mesh's data axis of {data} devices"
+      )
+
+
+def open_folder(config: config_lib.Config, workdir: str) -> None:
+  """Makes the folder of a run, or checks that an existing one is of the same configuration.
+
+  Raises:
+    ValueError: no permission, another configuration, or a folder of something else.
+  """
+  path = os.path.join(workdir, "config.json")
+  if os.path.exists(path):
+    mine = {k: v for k, v in _as_json(config).items() if k not in FREE}
+    theirs = {k: v for k, v in read_json(path).items() if k not in FREE}
+    changed = differences(theirs, mine)
+    if changed:
+      raise ValueError(
+        f"{workdir} holds a run of another configuration:\n  " + "\n  ".join(changed)
+        + "\nchoose another --workdir, or give the same configuration to resume"
+      )  # fmt: skip
+    return
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    if os.listdir(workdir):
+      raise ValueError(f"--workdir={workdir} is not empty and holds no run; choose another")
+    for name in ("checkpoints", "samples", "bank", "eval"):
+      os.makedirs(os.path.join(workdir, name))
+  except OSError as error:
+    raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+  write_json(path, _as_json(config))
+  with open(os.path.join(workdir, "command.txt"), "w", encoding="utf-8") as file:
+    file.write(" ".join(sys.argv) + "\n")
+
+
+def _describe(run: Run, parameters: int) -> dict:
+  """What run.json records."""
+  versions = {m: __import__(m).__version__ for m in ("jax", "jaxlib", "flax", "optax", "numpy")}
+  here = os.path.dirname(os.path.abspath(__file__))
+  git = subprocess.run(
+    ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+  )
+  return {
+    "python": sys.version.split()[0],
+    "versions": versions,
+    "devices": [str(d) for d in jax.devices()],
+    "processes": jax.process_count(),
+    "git": git.stdout.strip() or None,
+    "data": run.dataset.fingerprint(),
+    "parameters": parameters,
+    "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+  }
+
+
+# --- stages ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+  """Collects SIGINT and SIGTERM instead of dying of them."""
+  caught: list[int] = []
+  old = {
+    n: signal.signal(n, lambda n, _: caught.append(n)) for n in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield caught
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def _abstract_state(run: Run, method: Method, params: Any) -> Any:
+  """The stage's state as shapes with shardings."""
+  abstract = jax.eval_shape(method.init, params)
+  shardings = sharding.state_shardings(run.mesh, abstract)
+  make = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(make, abstract, shardings)
+
+
+def _stage_method(run: Run, index: int) -> Method:
+  return METHODS[run.config.stages[index]](run.config, run.dataset, run.tokenizer, run.mesh)
+
+
+def _first_params(run: Run) -> Any:
+  """Fresh parameters on the mesh, or those of `config.init_from`."""
+  key = jax.random.key(run.config.seed)
+  init = lambda key: policy.init_params(run.config, run.tokenizer.vocab_size, key)
+  abstract = jax.eval_shape(init, key)
+  shardings = sharding.state_shardings(run.mesh, {"params": abstract})["params"]
+  if not run.config.init_from:
+    return jax.jit(init, out_shardings=shardings)(key)
+  params = load(run.config.init_from).state.params
+  for (path, want), got in zip(
+    jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
+  ):
+    if want.shape != got.shape:
+      raise ValueError(
+        f"config.init_from = {run.config.init_from}: parameter {jax.tree_util.keystr(path)} has "
+        f"shape {got.shape}, config.model asks for {want.shape}"
+      )
+  return jax.device_put(params, shardings)
+
+
+def _log_metrics(run: Run, method: Method, writer, progress, pending: dict) -> None:
+  """Writes one step's metrics, a step late, so that the device is not waited for."""
+  metrics = pending["metrics"]
+  samples = metrics.pop("samples", None)
+  scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  seconds = time.perf_counter() - pending["began"]
+  scalars |= {"perf/step_s": seconds, "data/dropped": float(pending["dropped"])}
+  for name in ("executions", "tokens"):
+    if f"rollout/{name}" in scalars:
+      scalars[f"perf/{name}_per_s"] = scalars[f"rollout/{name}"] / seconds
+  stage = run.config.stages[pending["stage"]]
+  if writer:
+    writer.write(pending["global_step"], stage, scalars)
+    progress.update(pending["step"] + 1, scalars)
+  due = pending["step"] % (run.config.log_every * 5) == 0
+  if samples is not None and method.sample_rows and due and writer:
+    name = f"{stage}_{pending['step']:06d}.jsonl"
+    rows = method.sample_rows(jax.device_get(samples))
+    write_rows(os.path.join(run.workdir, "samples", name), rows)
+
+
+def _save(run: Run, state: TrainState, stage: int, step: int, data: dict) -> None:
+  offset = sum(_stage_method(run, i).steps for i in range(stage))
+  meta = {"stage": stage, "step": step, "data": data, "config": _as_json(run.config)}
+  run.checkpointer.save(offset + step, state, meta)
+
+
+def run_stage(
+  run: Run, state: TrainState, position: Position, offset: int, caught: list[int]
+) -> TrainState:
+  """Runs one stage from a position to its end. Raises Interrupted after saving."""
+  config, stage = run.config, position.stage
+  method = _stage_method(run, stage)
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  step_fn = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, None))
+  batches = method.batches(config.seed)
+  if position.data is not None:
+    batches.set_state(position.data)
+  seed = jax.random.fold_in(jax.random.key(config.seed), stage)
+  main = jax.process_index() == 0
+  writer = MetricWriter(run.workdir, offset + position.step) if main else None
+  progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
+  pending = None
+  try:
+    for step in range(position.step, method.steps):
+      began = pending["ended"] if pending else time.perf_counter()
+      batch = sharding.put_batch(run.mesh, next(batches))
+      state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
+      if pending:
+        _log_metrics(run, method, writer, progress, pending)
+      dispatched = dict(
+        metrics=metrics, step=step, global_step=offset + step, stage=stage,
+        dropped=batches.dropped, began=began,
+      )  # fmt: skip
+      pending = dispatched | {"ended": time.perf_counter()}
+      done = step + 1
+      if caught or done == method.steps or done % config.checkpoint.every == 0:
+        _save(run, state, stage, done, batches.get_state())
+      if caught:
+        _log_metrics(run, method, writer, progress, pending)
+        raise Interrupted(caught[0], f"--workdir={run.workdir}")
+    if pending:
+      _log_metrics(run, method, writer, progress, pending)
+  finally:
+    progress.close()
+    if writer:
+      writer.close()
+  return state
+
+
+def finish_stage(run: Run, state: TrainState, stage: int, global_step: int) -> None:
+  """Evaluates, and writes what people look at."""
+  name = run.config.stages[stage]
+  path = os.path.join(run.workdir, "eval", f"{name}.json")
+  if os.path.exists(path):
+    return
+  result, rows = evaluation.evaluate(run.config, state, run.dataset, run.tokenizer)
+  if isinstance(state.bank, bank_lib.Bank):
+    examples = evaluation.bank_examples(run.config, state, run.dataset, run.tokenizer)
+    bank_io.export_jsonl(
+      state.bank,
+      os.path.join(run.workdir, "bank", f"{name}.jsonl"),
+      run.tokenizer.pretty_plan,
+      run.dataset.domains,
+      examples.get,
+    )
+  write_rows(os.path.join(run.workdir, "samples", f"eval_{name}.jsonl"), rows)
+  write_json(path, {"stage": name, "step": global_step, **result})
+
+
+# --- the whole ------------------------------------------------------------------------------
+
+
+def _resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
+  """The position and state of the newest whole checkpoint, or the start."""
+  if not run.checkpointer.steps:
+    return Position(0, 0, None), None
+
+  def abstract(meta):
+    return _abstract_state(run, _stage_method(run, meta["stage"]), params)
+
+  state, meta = run.checkpointer.restore(abstract)
+  log.info("resuming stage %s at step %d", run.config.stages[meta["stage"]], meta["step"])
+  return Position(meta["stage"], meta["step"], meta["data"]), state
+
+
+def _open(config: config_lib.Config, workdir: str) -> Run:
+  dataset = make_dataset(config.data)
+  path = os.path.join(workdir, "tokenizer.model")
+  if not os.path.exists(path):
+    source = os.path.join(config.init_from, "tokenizer.model") if config.init_from else ""
+    if source:
+      tokenizer = Tokenizer.load(source)
+    else:
+      tokenizer = Tokenizer.train(dataset.texts(), config.data.vocab_size)
+    if jax.process_index() == 0:
+      tokenizer.save(path)
+  else:
+    tokenizer = Tokenizer.load(path)
+  mesh = sharding.make_mesh(config.mesh)
+  return Run(
+    config, workdir, dataset, tokenizer, mesh, Checkpointer(workdir, config.checkpoint.keep)
+  )
+
+
+class Loaded(NamedTuple):
+  """A run read back."""
+
+  config: config_lib.Config
+  dataset: Any
+  tokenizer: Tokenizer
+  state: TrainState
+
+
+def load(workdir: str) -> Loaded:
+  """Reads the newest whole checkpoint of a run.
+
+  Raises:
+    ValueError: no run there, or no checkpoint that can be read.
+  """
+  path = os.path.join(workdir, "config.json")
+  if not os.path.exists(path):
+    raise ValueError(f"{workdir} holds no run: config.json is missing")
+  config = config_lib.read(ml_collections.ConfigDict(read_json(path)))
+  config = dataclasses.replace(config, mesh=(1, 1), init_from="")
+  run = _open(config, workdir)
+  init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)
+  _, state = _resume(run, jax.eval_shape(init, jax.random.key(0)))
+  if state is None:
+    raise ValueError(f"{workdir} has no checkpoint yet")
+  return Loaded(config, run.dataset, run.tokenizer, state)
+
+
+def run(config: config_lib.Config, workdir: str) -> str:
+  """Runs or resumes a configuration in a folder. Returns the path of its report.
+
+  Raises:
+    ValueError: a configuration that cannot run, or a folder that cannot hold it.
+    Interrupted: a signal came; everything is saved.
+  """
+  workdir = os.path.abspath(workdir)
+  check(config)
+  make_dataset(config.data)  # before the folder: a wrong path leaves nothing behind
+  open_folder(config, workdir)
+  if os.path.exists(os.path.join(workdir, "DONE")):
+    print(f"{workdir} is done; its report is {workdir}/report.html")
+    return os.path.join(workdir, "report.html")
+  with signals() as caught:
+    r = _open(config, workdir)
+    with jax.set_mesh(r.mesh):
+      params = _first_params(r)
+      count = sum(x.size for x in jax.tree.leaves(params))
+      if jax.process_index() == 0 and not os.path.exists(os.path.join(workdir, "run.json")):
+        write_json(os.path.join(workdir, "run.json"), _describe(r, count))
+      position, state = _resume(r, params)
+      offset = sum(_stage_method(r, i).steps for i in range(position.stage))
+      for stage in range(position.stage, len(config.stages)):
+        method = _stage_method(r, stage)
+        if state is None:
+          shardings = sharding.state_shardings(r.mesh, jax.eval_shape(method.init, params))
+          state = jax.jit(method.init, out_shardings=shardings)(params)
+          state = jax.device_put(method.prepare(state), shardings)
+        state = run_stage(r, state, position, offset, caught)
+        offset += method.steps
+        finish_stage(r, state, stage, offset)
+        params, state = state.params, None
+        position = Position(stage + 1, 0, None)
+    path = report.write_report(workdir)
+    with open(os.path.join(workdir, "DONE"), "w", encoding="utf-8") as file:
+      file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
+    r.checkpointer.close()
+  print(f"report: {path}")
+  return path
