@@ -1,0 +1,80 @@
+"""Solves a problem with a trained run: what was retrieved, each strategy, each execution, a vote.
+
+python -m sgpo.solve --workdir=runs/demo "Tom has 12 apples. Tom loses 5 apples. How many ..."
+"""
+
+import argparse
+import collections
+import re
+import sys
+
+import jax
+import numpy as np
+
+from sgpo import allocator, policy, rewards, train
+from sgpo.data import pipeline
+from sgpo.evaluation.evaluate import Solver
+from sgpo.types import Problem
+
+
+def solve(loaded: train.Loaded, question: str, samples: int, seed: int) -> dict:
+  """Samples strategies and executions for one question.
+
+  Returns:
+    {"hints": [text], "rows": [{"strategy", "execution", "answer" or None}], "answer" or None}
+  Raises:
+    ValueError: a question longer than the room.
+  """
+  config, dataset, tokenizer, state = loaded
+  solver = Solver(config, state, tokenizer)
+  numbers = tuple(int(n) for n in re.findall(r"\d+", question))[: config.room.numbers]
+  problem = Problem(question, 0, "", "", dataset.domains[0], numbers=numbers)
+  families = pipeline.family_arrays([[problem]], tokenizer, solver.room, dataset.domains)
+  prompt, length = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
+  if solver.has_bank:
+    (prompt, length), _ = solver.hint(prompt, length)
+  rollout = jax.jit(
+    lambda params, prompt, length, key: policy.rollout(
+      solver.lm, params, prompt[:, None], length[:, None], key, group=samples, room=solver.room,
+      symbols=solver.symbols, sampling=config.sampling,
+    )
+  )(state.params, prompt, length, jax.random.key(seed))  # fmt: skip
+  value, parsed = rewards.read_answer(rollout.execution.tokens_BL, solver.symbols)
+  rows = []
+  for g in range(samples):
+    rows.append(
+      {
+        "strategy": tokenizer.pretty_plan(rollout.strategy.tokens_BL[0, g].tolist()),
+        "execution": tokenizer.pretty_execution(rollout.execution.tokens_BL[0, 0, g].tolist()),
+        "answer": int(value[0, 0, g]) if parsed[0, 0, g] else None,
+      }
+    )
+  votes = collections.Counter(r["answer"] for r in rows if r["answer"] is not None)
+  _, *hints = tokenizer.split_prompt(np.asarray(prompt)[0].tolist())
+  return {"hints": hints, "rows": rows, "answer": votes.most_common(1)[0][0] if votes else None}
+
+
+def main() -> int:
+  """Command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", required=True, help="a run's folder")
+  parser.add_argument("--samples", type=int, default=8, help="strategies to sample")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("question")
+  args = parser.parse_args()
+  allocator.keep_heap()
+  try:
+    out = solve(train.load(args.workdir), args.question, args.samples, args.seed)
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print("retrieved:", " | ".join(out["hints"]) or "nothing")
+  for row in out["rows"]:
+    answer = "unreadable" if row["answer"] is None else row["answer"]
+    print(f"  {row['strategy']:<28} {row['execution']:<48} -> {answer}")
+  print("answer by vote:", "none" if out["answer"] is None else out["answer"])
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
