@@ -1,0 +1,61 @@
+"""The plan key."""
+
+import pytest
+
+from sgpo.data import classes
+
+
+@pytest.mark.parametrize(
+  "solution, numbers, answer, plan",
+  [
+    ("<<12*3=36>> <<36-5=31>>", [12, 3, 5], 31, "q*q; r1-q"),
+    ("<<3*12=36>> <<5+36=41>>", [12, 3, 5], 41, "q*q; q+r1"),
+    ("<<2*(3+4)=14>>", [2, 3, 4], 14, "(q+q)*q"),
+    ("<<20*1,000=20000>>", [20, 1000], 20000, "q*q"),
+    ("<<8-3-2=3>>", [8, 3, 2], 3, "q-q-q"),
+    ("<<8-(5-2)=5>>", [8, 5, 2], 5, "q-(q-q)"),
+    ("<<.5*8=4>>", [8], 4, None),  # a number from nowhere
+    ("<<2+3=5>> <<4*2=8>>", [2, 3, 4], 8, None),  # step 1 is never used
+    ("<<2+3=5>>", [2, 3], 6, None),  # the last step is not the answer
+    ("no steps", [2, 3], 6, None),
+  ],
+)
+def test_plan_key(solution, numbers, answer, plan):
+  assert classes.plan_key(solution, numbers, answer) == plan
+
+
+def test_constants_are_named_as_they_are():
+  assert classes.plan_key("<<50%*40=20>>", [50, 40], 20, constants=(100,)) == "(q/100)*q"
+  assert classes.plan_key("<<3*60=180>>", [3], 180, constants=(60,)) == "60*q"
+
+
+@pytest.mark.parametrize(
+  "text, plan",
+  [
+    ("q * q;r1-q", "q*q; r1-q"),
+    ("r1+q;", "q+r1"),
+    ("q*r1 ; q + r2", "q*r1; q+r2"),
+    ("(r1+q)*q", "(q+r1)*q"),
+    ("q+", None),
+    ("x*q", None),
+    ("r0-q", None),
+    ("", None),
+  ],
+)
+def test_normalize_plan(text, plan):
+  assert classes.normalize_plan(text) == plan
+
+
+def test_evaluate_is_exact():
+  assert classes.evaluate("1/3+1/6") * 2 == 1
+  assert classes.evaluate("2*(3-5)") == -4
+  assert classes.evaluate("1/0") is None
+  assert classes.evaluate("__import__('os')") is None
+
+
+def test_parts_keep_their_shares_and_their_members():
+  plans = [f"q*q; r1-{i}" for i in range(4000)]
+  parts = [classes.part_of(p, 0.35, 0.35) for p in plans]
+  for part, share in (("annotated", 0.35), ("practice", 0.35), ("held_out", 0.3)):
+    assert abs(parts.count(part) / 4000 - share) < 0.03
+  assert classes.part_of("q*q; r1-q", 0.35, 0.35) == "practice"

@@ -1,0 +1,117 @@
+"""Batches: contents, drops, and a position that survives being saved."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sgpo import config as config_lib
+from sgpo.data import pipeline
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.data.word_problems import WordProblems
+from sgpo.types import NO_NUMBER
+
+
+@pytest.fixture(scope="module")
+def data():
+  return WordProblems(config_lib.Data(worked_examples=200))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data):
+  return Tokenizer.train(data.texts(), 384)
+
+
+@pytest.fixture(scope="module")
+def config():
+  return config_lib.Config(
+    data=config_lib.Data(worked_examples=200),
+    sft=config_lib.Sft(batch=8),
+    sgpo=config_lib.Sgpo(sources=4, siblings=2),
+  )
+
+
+def same(a, b):
+  return all((x == y).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_family_batches_hold_whole_families(data, tokenizer, config):
+  batch = next(pipeline.family_batches(data, tokenizer, config, seed=0))
+  assert batch.prompt_PJT.shape == (4, 3, config.room.prompt)
+  for p in range(4):
+    for j in range(3):
+      n = batch.length_PJ[p, j]
+      assert (batch.prompt_PJT[p, j, n:] == tokenizer.symbols.pad).all()
+      text = tokenizer.decode(batch.prompt_PJT[p, j, :n].tolist())
+      numbers = [int(w.strip(".")) for w in text.split() if w.strip(".").isdigit()]
+      assert [m for m in batch.numbers_PJM[p, j] if m != NO_NUMBER] == numbers
+  assert len(set(batch.source_P.tolist())) == 4
+
+
+@pytest.mark.parametrize("make", [pipeline.family_batches, pipeline.example_batches])
+def test_position_is_json_and_exact(data, tokenizer, config, make):
+  first = make(data, tokenizer, config, 3)
+  for _ in range(3):
+    next(first)
+  state = json.loads(json.dumps(first.get_state()))
+  want = [next(first) for _ in range(2)]
+  second = make(data, tokenizer, config, 3)
+  second.set_state(state)
+  assert all(same(next(second), w) for w in want)
+  assert second.dropped == first.dropped
+  assert not same(want[0], want[1])
+  assert not same(next(make(data, tokenizer, config, 4)), next(make(data, tokenizer, config, 3)))
+
+
+def test_rows_do_not_depend_on_the_number_of_processes(data, tokenizer, config, monkeypatch):
+  whole = pipeline.family_batches(data, tokenizer, config, 0)
+  want = [next(whole) for _ in range(2)]
+  shards = []
+  for process in range(2):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+    shards.append(pipeline.family_batches(data, tokenizer, config, 0))
+  for w in want:
+    parts = [next(s) for s in shards]
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    assert same(joined, w)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(data, tokenizer, config, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  with pytest.raises(ValueError, match="batch of 4 cannot be cut into 3"):
+    pipeline.family_batches(data, tokenizer, config, 0)
+
+
+def test_what_does_not_fit_is_dropped_and_counted(data, tokenizer, config):
+  tight = dataclasses.replace(config, room=config_lib.Room(prompt=46, strategy=18, execution=52))
+  batches = pipeline.family_batches(data, tokenizer, tight, 0)
+  assert next(batches).length_PJ.max() <= 46
+  assert batches.dropped > 0
+  hopeless = dataclasses.replace(config, room=config_lib.Room(prompt=8))
+  with pytest.raises(ValueError, match="config.room.prompt = 8"):
+    next(pipeline.family_batches(data, tokenizer, hopeless, 0))
+  with pytest.raises(ValueError, match="exceeds config.room.prompt = 8"):
+    pipeline.family_arrays([[data.problem("id", 0)]], tokenizer, hopeless.room, data.domains)
+
+
+def test_examples_show_hints_of_annotated_classes_only(data, tokenizer, config):
+  hinted = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, hint_rate=1.0, bare_rate=0.25)
+  )
+  batches, bare, own, hints = pipeline.example_batches(data, tokenizer, hinted, 0), 0, 0, 0
+  for _ in range(12):
+    batch = next(batches)
+    for i in range(8):
+      _, *shown = tokenizer.split_prompt(batch.prompt_BT[i].tolist())
+      plan = tokenizer.pretty_plan(batch.strategy_BS[i].tolist())
+      assert all(data.part(hint) == "annotated" for hint in shown)
+      assert batch.strategy_BS[i, batch.strategy_length_B[i] - 1] == tokenizer.symbols.execute
+      assert batch.execution_BE[i, batch.execution_length_B[i] - 1] == tokenizer.symbols.eos
+      bare += batch.strategy_length_B[i] == 1
+      hints += bool(shown)
+      own += plan in shown
+  assert 10 <= bare <= 40 and hints == 96 - bare
+  assert 0.3 < own / hints < 0.8

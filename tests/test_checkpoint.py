@@ -1,0 +1,78 @@
+"""Checkpoints: exact, verified, with the one before as a fallback."""
+
+import glob
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgpo.checkpoint import Checkpointer, fingerprints
+
+
+def state_at(step):
+  key = jax.random.key(step)
+  return {"w": jax.random.normal(key, (64, 32)), "n": jnp.arange(5) + step, "f": jnp.array([True])}
+
+
+def abstract(_):
+  return jax.eval_shape(lambda: state_at(0))
+
+
+def corrupt(folder, step):
+  """Flips bytes in the middle of the step's largest file."""
+  files = [f for f in glob.glob(f"{folder}/{step}/**", recursive=True) if os.path.isfile(f)]
+  path = max((f for f in files if "state" in f), key=os.path.getsize)
+  with open(path, "r+b") as file:
+    file.seek(os.path.getsize(path) // 2)
+    old = file.read(64)
+    file.seek(os.path.getsize(path) // 2)
+    file.write(bytes(b ^ 0xFF for b in old))
+
+
+def test_round_trip_is_exact_and_keeps_the_newest(tmp_path):
+  c = Checkpointer(str(tmp_path), keep=2)
+  for step in (1, 2, 3):
+    c.save(step, state_at(step), {"step": step, "data": {"next_index": step}})
+  assert c.steps == [2, 3]
+  state, meta = Checkpointer(str(tmp_path)).restore(abstract)
+  jax.tree.map(np.testing.assert_array_equal, state, state_at(3))
+  assert meta["step"] == 3 and meta["data"] == {"next_index": 3}
+
+
+def test_a_corrupted_checkpoint_is_named_and_the_one_before_used(tmp_path, caplog):
+  c = Checkpointer(str(tmp_path))
+  c.save(1, state_at(1), {"step": 1})
+  c.save(2, state_at(2), {"step": 2})
+  corrupt(c.folder, 2)
+  state, meta = Checkpointer(str(tmp_path)).restore(abstract)
+  assert meta["step"] == 1
+  jax.tree.map(np.testing.assert_array_equal, state, state_at(1))
+  assert "checkpoints/2 is corrupted" in caplog.text
+
+
+def test_nothing_left_says_so(tmp_path):
+  c = Checkpointer(str(tmp_path))
+  with pytest.raises(ValueError, match="it is empty"):
+    c.restore(abstract)
+  c.save(1, state_at(1), {})
+  corrupt(c.folder, 1)
+  with pytest.raises(ValueError, match="no checkpoint that can be read: step 1"):
+    Checkpointer(str(tmp_path)).restore(abstract)
+
+
+def test_another_shape_is_refused(tmp_path):
+  c = Checkpointer(str(tmp_path))
+  c.save(1, state_at(1), {})
+  other = lambda _: {**abstract(None), "w": jax.ShapeDtypeStruct((32, 64), jnp.float32)}
+  with pytest.raises(ValueError, match="no checkpoint that can be read"):
+    Checkpointer(str(tmp_path)).restore(other)
+
+
+def test_fingerprints_see_one_bit_and_the_order():
+  a = state_at(0)
+  b = {**a, "w": a["w"].at[3, 4].add(1e-7 * jnp.abs(a["w"][3, 4]) + 1e-9)}
+  c = {**a, "w": a["w"].at[0].set(a["w"][1]).at[1].set(a["w"][0])}
+  differ = lambda x: [k for k, h in fingerprints(x).items() if fingerprints(a)[k] != h]
+  assert differ(a) == [] and differ(b) == differ(c) == ["['w']"]

@@ -1,0 +1,77 @@
+"""The schema: typing, ranges, and that no field is a dead knob."""
+
+import dataclasses
+import glob
+import os
+import re
+
+import pytest
+
+from sgpo import config as config_lib
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def changed(path, value):
+  config = config_lib.default()
+  *parents, name = path.split(".")
+  node = config
+  for parent in parents:
+    node = node[parent]
+  with node.ignore_type(), node.unlocked():
+    node[name] = value
+  return config
+
+
+def test_default_round_trips():
+  assert config_lib.read(config_lib.default()) == config_lib.Config()
+
+
+@pytest.mark.parametrize(
+  "path, value, message",
+  [
+    ("sgpo.strategis", 3, 'unknown config key sgpo.strategis. Did you mean "strategies"'),
+    ("sft.batch", "64", "config.sft.batch = '64' is a str, expected int"),
+    ("sft.batch", -1, "config.sft.batch = -1 must be positive"),
+    ("room.prompt", 0, "config.room.prompt = 0 must be positive"),
+    ("bank.dropout", 1.5, "must lie in"),
+    ("sgpo.strategies", 1, "at least 2"),
+    ("model.kv_heads", 3, "multiple of config.model.kv_heads = 3"),
+    ("model.head_dim", 7, "must be even"),
+    ("model.dtype", "float16", "must be 'float32' or 'bfloat16'"),
+    ("data.practice", 0.9, "must not exceed 1"),
+    ("bank.retrieved", 5000, "exceeds capacity"),
+    ("mesh", (1, 1, 1), "must have two entries"),
+  ],
+)
+def test_mistakes_name_key_and_value(path, value, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    config_lib.read(changed(path, value))
+
+
+def test_whole_numbers_pass_as_floats():
+  assert config_lib.read(changed("sft.clip", 2)).sft.clip == 2.0
+
+
+def test_every_field_is_read():
+  source = ""
+  for path in [*glob.glob(f"{ROOT}/sgpo/**/*.py", recursive=True), f"{ROOT}/launch.py"]:
+    if not path.endswith("/config.py"):
+      with open(path, encoding="utf-8") as file:
+        source += file.read()
+  for section in dataclasses.fields(config_lib.Config):
+    inner = type(section.default)
+    names = [section.name]
+    if dataclasses.is_dataclass(inner):
+      names += [f.name for f in dataclasses.fields(inner)]
+    for name in names:
+      assert re.search(rf"\.{name}\b", source), f"nothing reads config.{section.name}: {name}"
+
+
+@pytest.mark.parametrize("path", sorted(glob.glob(f"{ROOT}/configs/*.py")))
+def test_shipped_configs_are_valid(path):
+  namespace = {}
+  with open(path, encoding="utf-8") as file:
+    exec(compile(file.read(), path, "exec"), namespace)
+  config_lib.read(namespace["get_config"]())
+  assert "--config=configs/" in namespace["__doc__"]

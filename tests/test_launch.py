@@ -1,0 +1,47 @@
+"""The command line as a user types it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def launch(tmp_path, *args):
+  command = [sys.executable, os.path.join(ROOT, "launch.py"), *args]
+  return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+SMOKE = f"--config={ROOT}/configs/smoke.py"
+
+
+@pytest.mark.parametrize(
+  "args, wanted",
+  [
+    ([SMOKE, "--workdr=x"], "workdir"),
+    ([SMOKE, "--workdir=x", "--config.sgpo.strateges=3"], "strategies"),
+    ([SMOKE, "--workdir=x", "--config.sgpo.steps=many"], "many"),
+    ([SMOKE, "--workdir=x", "--config.sgpo.strategies=-2"], "config.sgpo.strategies = -2 must be"),
+    ([SMOKE, "--workdir=x", "--config.sft.batch=0"], "config.sft.batch = 0 must be positive"),
+    ([SMOKE, "--workdir=x", "--config.mesh=(3,1)"], "does not fit the"),
+    ([SMOKE, "--workdir=x", "--config.stages=('grop',)"], "unknown method 'grop'"),
+    ([SMOKE], "--workdir is missing"),
+    (["--workdir=x"], "--config is missing"),
+    (["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
+    ([SMOKE, "--workdir=/dev/null/x"], "/dev/null/x cannot be written"),
+  ],
+)
+def test_mistakes_end_in_one_message_and_no_folder(tmp_path, args, wanted):
+  result = launch(tmp_path, *args)
+  assert result.returncode == 1
+  assert wanted in result.stderr
+  assert "Traceback" not in result.stderr
+  assert os.listdir(tmp_path) == []
+
+
+def test_print_config(tmp_path):
+  result = launch(tmp_path, SMOKE, "--print_config", "--config.sgpo.steps=77")
+  assert result.returncode == 0 and "steps: 77" in result.stdout
+  assert os.listdir(tmp_path) == []

@@ -1,0 +1,220 @@
+"""The SGPO step as a whole: numbers, purity, compilation, sharding, every reward's part."""
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sgpo import bank as bank_lib
+from sgpo import config as config_lib
+from sgpo import policy, sharding, step
+from sgpo.models import transformer
+from sgpo.types import NO_NUMBER, Families, Segment, TrainState, within
+
+V, P, K, G, T, S, E, M = 40, 4, 2, 4, 20, 5, 8, 3
+
+
+@pytest.fixture
+def config(model):
+  return config_lib.Config(
+    model=model,
+    room=config_lib.Room(prompt=T, strategy=S, execution=E, numbers=M),
+    sgpo=config_lib.Sgpo(sources=P, siblings=K, strategies=G),
+    bank=config_lib.BankConfig(capacity=16, retrieved=2, dropout=0.5, min_trials=2, admit=0.1),
+  )
+
+
+def make_families():
+  rng = np.random.default_rng(0)
+  length = jnp.array(rng.integers(5, 9, (P, 1 + K)))
+  prompt = jnp.where(within(length, T), rng.integers(26, V, (P, 1 + K, T)), 0)
+  return Families(
+    prompt_PJT=prompt,
+    length_PJ=length,
+    answer_PJ=jnp.array(rng.integers(1, 9, (P, 1 + K))),
+    numbers_PJM=jnp.full((P, 1 + K, M), NO_NUMBER),
+    domain_P=jnp.arange(P) % 2,
+    source_P=jnp.arange(P),
+  )
+
+
+def make_state(config, optimizer, scale=4.0):
+  lm = transformer.make_lm(config.model, V)
+  params = jax.tree.map(lambda x: x * scale, lm.init(jax.random.key(0)))
+  zero = jnp.zeros((), jnp.int32)
+  bank = ()
+  if config.bank.capacity:
+    bank = bank_lib.init(config.bank.capacity, config.room.strategy, config.model.width)
+    entries = bank_lib.Entries(
+      tokens_CS=jnp.full((4, config.room.strategy), 30), length_C=jnp.arange(1, 5),
+      embedding_CD=jax.random.normal(jax.random.key(9), (4, config.model.width)),
+      domain_C=jnp.zeros(4, jnp.int32), successes_C=jnp.full(4, 5.0), trials_C=jnp.full(4, 6.0),
+      source_C=jnp.arange(4), valid_C=jnp.ones(4, bool),
+    )  # fmt: skip
+    bank, _ = bank_lib.add(bank, entries, zero, admit=0.1, min_trials=2, merge=0.95)
+  return TrainState(
+    step=zero, params=params, opt_state=optimizer.init(params),
+    reference=jax.tree.map(jnp.copy, params), bank=bank, skipped=zero,
+  )  # fmt: skip
+
+
+def bind(config, symbols, optimizer):
+  lm = transformer.make_lm(config.model, V)
+  return partial(step.sgpo_step, lm=lm, optimizer=optimizer, config=config, symbols=symbols)
+
+
+def scalars(metrics):
+  return {k: float(v) for k, v in metrics.items() if k != "samples"}
+
+
+def test_golden_step(config, symbols):
+  """One step's metrics. They change when the algorithm does: then say why and write new ones."""
+  optimizer = optax.adam(1e-3)
+  run = jax.jit(bind(config, symbols, optimizer))
+  state, metrics = run(make_state(config, optimizer), make_families(), jax.random.key(3))
+  got = scalars(metrics)
+  for name, value in GOLDEN.items():
+    assert got[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+  assert int(state.step) == 1 and int(state.skipped) == 0
+
+
+GOLDEN = {"rollout/executions": 48.0, "bank/size": 4.0, "train/clip_frac": 0.0}
+
+
+def test_compiled_once_without_host_callbacks(config, symbols):
+  optimizer = optax.adam(1e-3)
+  body = bind(config, symbols, optimizer)
+  run = jax.jit(chex.assert_max_traces(body, n=1), donate_argnums=0)
+  state = make_state(config, optimizer)
+  jaxpr = str(jax.make_jaxpr(body)(state, make_families(), jax.random.key(0)))
+  assert "callback" not in jaxpr and "outfeed" not in jaxpr
+  for i in range(3):
+    state, metrics = run(state, make_families(), jax.random.key(i))
+  assert int(state.step) == 3
+  assert scalars(metrics)["train/logp_diff"] < 1e-4
+
+
+def test_simulated_devices_give_the_same_parameters(config, symbols):
+  if jax.device_count() < 8:
+    pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+  optimizer = optax.sgd(0.1)
+  results = {}
+  for shape in ((1, 1), (4, 2)):
+    mesh = sharding.make_mesh(shape)
+    state = make_state(config, optimizer)
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(lambda s=state: s))
+    with jax.set_mesh(mesh):
+      state = jax.device_put(state, shardings)
+      run = jax.jit(
+        bind(config, symbols, optimizer), donate_argnums=0, out_shardings=(shardings, None)
+      )
+      for i in range(3):
+        batch = sharding.put_batch(mesh, jax.device_get(make_families()))
+        state, metrics = run(state, batch, jax.random.key(i))
+        jax.block_until_ready(state)
+    results[shape] = jax.device_get(state)
+    if shape == (4, 2):
+      assert {s.data.shape[0] for s in state.bank.embedding_ND.addressable_shards} == {2}
+      assert len({s.index for s in state.bank.status_N.addressable_shards}) == 8
+      assert len({str(s.index) for s in state.params["layers"]["q"].addressable_shards}) == 8
+  one, many = results[(1, 1)], results[(4, 2)]
+  for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+  np.testing.assert_array_equal(one.bank.tokens_NS, many.bank.tokens_NS)
+
+
+def fake_rollout(symbols, correct_PGJ, answers_PJ):
+  """Executions whose answers are right where asked, strategies of two tokens."""
+  correct = jnp.swapaxes(jnp.array(correct_PGJ), 1, 2)  # P J G
+  shape = correct.shape
+  digit = jnp.array(symbols.digits)[jnp.where(correct > 0, answers_PJ[:, :, None], 0)]
+  e = jnp.zeros((*shape, E), jnp.int32)
+  e = e.at[..., 0].set(symbols.answer).at[..., 1].set(digit).at[..., 2].set(symbols.eos)
+  s = jnp.zeros((shape[0], shape[2], S), jnp.int32)
+  s = s.at[..., 0].set(30).at[..., 1].set(symbols.execute)
+  part = lambda tokens, n: Segment(
+    tokens, -jnp.ones(tokens.shape), jnp.full(tokens.shape[:-1], n),
+    jnp.zeros(tokens.shape, bool), jnp.zeros(tokens.shape[:-1], bool),
+  )  # fmt: skip
+  return policy.Rollout(strategy=part(s, 2), execution=part(e, 3))
+
+
+CORRECT = np.zeros((P, G, 1 + K))
+CORRECT[0, 0] = [1, 1, 1]
+CORRECT[0, 1] = [1, 0, 1]
+CORRECT[0, 2] = [0, 1, 0]
+CORRECT[1] = 1  # everything right: no variance
+CORRECT[2, 1] = [1, 0, 0]
+
+
+def test_rewards_and_advantages_by_hand(config, symbols):
+  families = make_families()
+  config = dataclasses.replace(
+    config, reward=config_lib.Reward(own=1, transfer=2, form=0.1, leak=0.2, faithfulness=0)
+  )
+  lm = transformer.make_lm(config.model, V)
+  rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
+  r = step.reward(None, families, rollout, lm=lm, config=config, symbols=symbols)
+  np.testing.assert_allclose(r.correct_PGJ, CORRECT)
+  np.testing.assert_allclose(r.reward_PG[0], [3.3, 2.3, 1.3, 0.3], rtol=1e-6)
+  strategy, execution, zero = step.advantages(r, divide_by_std=False)
+  np.testing.assert_allclose(strategy[0], [1.5, 0.5, -0.5, -1.5], rtol=1e-5)
+  np.testing.assert_allclose(strategy[1], 0, atol=1e-6)
+  np.testing.assert_array_equal(zero, [False, True, False, True])
+  np.testing.assert_allclose(execution[0, :, 0], [0.5, 0.5, -0.5, -0.5])
+  np.testing.assert_allclose(execution[0, :, 1], [0.5, -0.5, 0.5, -0.5])
+  np.testing.assert_allclose(execution[2, :, 1], 0)
+
+
+def test_non_finite_gradients_skip_the_update(config, symbols):
+  optimizer = optax.adam(1e-3)
+  state = make_state(config, optimizer)
+  grads = jax.tree.map(jnp.ones_like, state.params)
+  grads["final_norm"] = grads["final_norm"].at[0].set(jnp.nan)
+  after, _ = step.apply_gradients(state, grads, optimizer)
+  assert int(after.skipped) == 1
+  jax.tree.map(np.testing.assert_array_equal, state.params, after.params)
+  jax.tree.map(np.testing.assert_array_equal, state.opt_state, after.opt_state)
+
+
+def test_epochs_and_kl_run_and_move(config, symbols):
+  optimizer = optax.sgd(0.05)
+  config = dataclasses.replace(
+    config,
+    sgpo=dataclasses.replace(config.sgpo, epochs=2, kl=0.1),
+    reward=dataclasses.replace(config.reward, faithfulness=0.5),
+  )
+  state = make_state(config, optimizer)
+  state = state.replace(reference=jax.tree.map(lambda x: x * 0.9, state.params))
+  after, metrics = jax.jit(bind(config, symbols, optimizer))(
+    state, make_families(), jax.random.key(3)
+  )
+  assert scalars(metrics)["train/kl"] > 0
+  assert scalars(metrics)["rollout/faithfulness"] >= 0
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, after.params)
+  assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_without_bank_and_siblings_it_is_a_group_baseline(config, symbols):
+  optimizer = optax.sgd(0.05)
+  config = dataclasses.replace(
+    config,
+    sgpo=dataclasses.replace(config.sgpo, siblings=0),
+    bank=dataclasses.replace(config.bank, capacity=0, retrieved=0),
+  )
+  families = make_families()
+  families = families.replace(
+    prompt_PJT=families.prompt_PJT[:, :1], length_PJ=families.length_PJ[:, :1],
+    answer_PJ=families.answer_PJ[:, :1], numbers_PJM=families.numbers_PJM[:, :1],
+  )  # fmt: skip
+  _, metrics = jax.jit(bind(config, symbols, optimizer))(
+    make_state(config, optimizer), families, jax.random.key(1)
+  )
+  got = scalars(metrics)
+  assert got["rollout/executions"] == P * G
+  assert "bank/size" not in got and "rollout/transfer" not in got

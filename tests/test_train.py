@@ -1,0 +1,159 @@
+"""Whole runs in small: resuming, refusing, loading, solving. One configuration, compiled once."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from sgpo import config as config_lib
+from sgpo import solve, train
+from sgpo.checkpoint import Checkpointer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+  old = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  with jax.numpy_rank_promotion("allow"):
+    yield
+  jax.config.update("jax_compilation_cache_dir", old)
+
+
+CONFIG = config_lib.Config(
+  model=config_lib.Model(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=16),
+  data=config_lib.Data(worked_examples=40),
+  room=config_lib.Room(prompt=96, strategy=10, execution=10),
+  sft=config_lib.Sft(steps=2, batch=4),
+  sgpo=config_lib.Sgpo(steps=4, sources=2, siblings=1, strategies=2),
+  bank=config_lib.BankConfig(capacity=16, retrieved=1, bootstrap=4),
+  eval=config_lib.Eval(problems=4, batch=4, transfer_pairs=4, strategy=10, execution=10),
+  checkpoint=config_lib.Checkpoint(every=100, keep=3),
+  log_every=1,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  workdir = str(tmp_path_factory.mktemp("run") / "a")
+  train.run(CONFIG, workdir)
+  return workdir
+
+
+def newest(workdir):
+  c = Checkpointer(workdir)
+  loaded = train.load(workdir)
+  return c.steps[-1], jax.device_get(loaded.state), c.meta(c.steps[-1])
+
+
+def lines(workdir):
+  with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
+    return [json.loads(line) for line in file]
+
+
+def test_a_run_leaves_everything(finished):
+  for name in ("config.json", "command.txt", "run.json", "tokenizer.model", "DONE", "report.html",
+               "eval/sft.json", "eval/sgpo.json", "samples/eval_sgpo.jsonl", "bank/sgpo.jsonl",
+               "samples/sgpo_000000.jsonl"):  # fmt: skip
+    assert os.path.getsize(os.path.join(finished, name)) > 0 or name.endswith(".jsonl"), name
+  rows = lines(finished)
+  assert [r["step"] for r in rows] == list(range(6))
+  assert rows[-1]["stage"] == "sgpo" and rows[-1]["rollout/executions"] == 8
+  report = json.load(open(os.path.join(finished, "eval", "sgpo.json"), encoding="utf-8"))
+  assert set(report["transfer"]["arms"]) == {"own", "sibling", "none", "wrong"}
+  assert set(report["transfer"]["controls"]) == {"shuffled", "answer_only", "class_prior"}
+  assert report["splits"]["id"]["n"] == 4 and report["splits"]["id"]["guided"] is not None
+
+
+def test_interrupted_and_resumed_is_bit_identical(finished, tmp_path, monkeypatch):
+  workdir = str(tmp_path / "b")
+  original = train._log_metrics
+
+  def interrupt(run, method, writer, progress, pending):
+    original(run, method, writer, progress, pending)
+    if pending["global_step"] == 3:
+      signal.raise_signal(signal.SIGTERM)
+
+  assert threading.current_thread() is threading.main_thread()
+  monkeypatch.setattr(train, "_log_metrics", interrupt)
+  with pytest.raises(train.Interrupted) as stop:
+    train.run(CONFIG, workdir)
+  assert stop.value.code == 143
+  assert not os.path.exists(os.path.join(workdir, "DONE"))
+  monkeypatch.setattr(train, "_log_metrics", original)
+  train.run(CONFIG, workdir)
+  (step_a, a, meta_a), (step_b, b, meta_b) = newest(finished), newest(workdir)
+  assert step_a == step_b == 6
+  assert meta_a["fingerprints"] == meta_b["fingerprints"] and meta_a["data"] == meta_b["data"]
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  learned = lambda w: [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in lines(w)]
+  assert learned(finished) == learned(workdir)
+
+
+def test_another_configuration_is_refused_with_the_difference(finished):
+  other = dataclasses.replace(CONFIG, sgpo=dataclasses.replace(CONFIG.sgpo, learning_rate=0.5))
+  with pytest.raises(ValueError, match=r"config.sgpo.learning_rate: 0.0\d+ -> 0.5"):
+    train.run(other, finished)
+  train.run(dataclasses.replace(CONFIG, log_every=7), finished)  # this one may differ
+
+
+def test_a_finished_run_is_left_alone(finished, capsys):
+  before = os.path.getmtime(os.path.join(finished, "metrics.jsonl"))
+  train.run(CONFIG, finished)
+  assert "is done" in capsys.readouterr().out
+  assert os.path.getmtime(os.path.join(finished, "metrics.jsonl")) == before
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path):
+  (tmp_path / "thesis.tex").write_text("x")
+  with pytest.raises(ValueError, match="not empty and holds no run"):
+    train.run(CONFIG, str(tmp_path))
+  assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_no_permission_is_said(tmp_path):
+  (tmp_path / "file").write_text("x")
+  with pytest.raises(ValueError, match="cannot be written: Not a directory"):
+    train.run(CONFIG, str(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"stages": ("sfft",)}, 'unknown method .sfft.*Did you mean "sft"'),
+    ({"mesh": (3, -1)}, "does not fit"),
+    ({"mesh": (0, 1)}, "must hold positive sizes"),
+    ({"mesh": (8, 1)}, "sft.batch = 4 is not divisible by the mesh's data axis of 8"),
+    ({"data": config_lib.Data(name="gsm8k", path="nowhere")}, "nowhere"),
+    ({"data": config_lib.Data(name="word_problem")}, 'Did you mean "word_problems"'),
+  ],
+)
+def test_what_cannot_run_leaves_no_folder(tmp_path, change, message):
+  with pytest.raises(ValueError, match=message):
+    train.run(dataclasses.replace(CONFIG, **change), str(tmp_path / "x"))
+  assert os.listdir(tmp_path) == []
+
+
+def test_init_from_takes_parameters_over(finished, tmp_path):
+  config = dataclasses.replace(
+    CONFIG, stages=("sft",), init_from=finished, sft=dataclasses.replace(CONFIG.sft, steps=0)
+  )
+  run = train._open(config, str(tmp_path))
+  got = train._first_params(run)
+  jax.tree.map(np.testing.assert_array_equal, got, newest(finished)[1].params)
+  wider = dataclasses.replace(config, model=dataclasses.replace(CONFIG.model, mlp_width=32))
+  with pytest.raises(ValueError, match="mlp|down|gate|up"):
+    train._first_params(run._replace(config=wider))
+
+
+def test_solve_answers_from_a_run(finished):
+  out = solve.solve(train.load(finished), "Tom has 12 cards. Tom loses 5 cards.", 4, seed=0)
+  assert len(out["rows"]) == 4
+  assert {"strategy", "execution", "answer"} == set(out["rows"][0])
+  with pytest.raises(ValueError, match="holds no run"):
+    train.load(os.path.dirname(finished))
