@@ -44,8 +44,8 @@ class Data:
 class Room:
   """Static lengths in tokens."""
 
-  prompt: int = 96  # T, question and hints together
-  strategy: int = 18  # S
+  prompt: int = 80  # T, question and hints together
+  strategy: int = 17  # S
   execution: int = 52  # E
   numbers: int = 12  # M
 
@@ -85,6 +85,7 @@ class Reward:
   transfer: float = 1.0
   form: float = 0.05  # coherence: closed and not empty
   leak: float = 0.05  # coherence: names no number of its problem
+  agreement: float = 0.5  # coherence: executions carry out its operators, in order
   faithfulness: float = 0.05  # coherence: the execution depends on it; 0 computes none
 
 

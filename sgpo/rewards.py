@@ -89,6 +89,27 @@ def no_leak(
   return 1.0 - (same & (written_PGS[..., None] != NO_NUMBER)).any((-1, -2)).astype(jnp.float32)
 
 
+def operators(tokens_BL: jax.Array, symbols: Symbols) -> tuple[jax.Array, jax.Array]:
+  """A text's operators in order: (int32 [..., L], 0 behind the last; their number [...])."""
+  known = jnp.zeros(tokens_BL.shape, jnp.int32)
+  for code, token in enumerate((symbols.add, symbols.sub, symbols.mul, symbols.div), 1):
+    known = jnp.where(tokens_BL == token, code, known)
+  first = jnp.argsort(known == 0, axis=-1, stable=True)
+  return jnp.take_along_axis(known, first, -1), (known > 0).sum(-1)
+
+
+def agreement(strategy: Segment, execution: Segment, symbols: Symbols) -> jax.Array:
+  """1 where an execution [P, J, G, E] carries out its strategy [P, G, S]: the same operators.
+
+  Plans name operations over placeholders, so carrying one out writes its operators in its order.
+  """
+  planned_PGS, many_PG = operators(strategy.tokens_BL, symbols)
+  done_PJGE, done_PJG = operators(execution.tokens_BL, symbols)
+  n = min(planned_PGS.shape[-1], done_PJGE.shape[-1])
+  same = (planned_PGS[:, None, :, :n] == done_PJGE[..., :n]).all(-1)
+  return (same & (many_PG[:, None] == done_PJG)).astype(jnp.float32)
+
+
 def faithfulness(own_logp, other_logp, mask) -> jax.Array:
   """clip(mean_t [log pi(e_t | x, s) - log pi(e_t | x, s')], 0, 1): nats a token, per row.
 

@@ -35,6 +35,7 @@ class Rewards:
   transfer_PG: jax.Array  # mean over the siblings; 0 without siblings
   form_PG: jax.Array
   leak_PG: jax.Array
+  agreement_PG: jax.Array  # mean over the family
   faithfulness_PG: jax.Array
 
 
@@ -78,7 +79,7 @@ def _foreign_logp(params, families: Families, rollout, *, lm, symbols, temperatu
 def reward(
   params, families: Families, rollout: policy.Rollout, *, lm: LM, config: Config, symbols: Symbols
 ) -> Rewards:
-  """R = w_own c_0 + w_transfer mean_{j>=1} c_j + w_form form + w_leak no_leak + w_faith faith."""
+  """R_PG = own c_0 + transfer mean_{j>=1} c_j + the weighted parts of coherence."""
   w = config.reward
   grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
   correct_PGJ = grades.correct.swapaxes(1, 2)
@@ -89,6 +90,7 @@ def reward(
   leak_PG = 1 - rewards.no_leak(
     rollout.strategy, families.answer_PJ[:, 0], families.numbers_PJM[:, 0], symbols
   )
+  agreement_PG = rewards.agreement(rollout.strategy, rollout.execution, symbols).mean(1)
   faithfulness_PG = jnp.zeros_like(own_PG)
   if w.faithfulness:
     own_logp = rollout.execution.logp_BL[:, 0]
@@ -102,10 +104,20 @@ def reward(
     + w.transfer * transfer_PG
     + w.form * form_PG
     + w.leak * (1 - leak_PG)
+    + w.agreement * agreement_PG
     + w.faithfulness * faithfulness_PG
   )
   parsed_PGJ = grades.parsed.swapaxes(1, 2)
-  return Rewards(reward_PG, correct_PGJ, parsed_PGJ, transfer_PG, form_PG, leak_PG, faithfulness_PG)
+  return Rewards(
+    reward_PG,
+    correct_PGJ,
+    parsed_PGJ,
+    transfer_PG,
+    form_PG,
+    leak_PG,
+    agreement_PG,
+    faithfulness_PG,
+  )
 
 
 def _written(segment) -> jax.Array:
@@ -259,6 +271,7 @@ def rollout_metrics(retrieval: Retrieval, rollout, r: Rewards, siblings: int) ->
     "rollout/reward_mean": r.reward_PG.mean(),
     "rollout/form": r.form_PG.mean(),
     "rollout/leak": r.leak_PG.mean(),
+    "rollout/agreement": r.agreement_PG.mean(),
     "rollout/faithfulness": r.faithfulness_PG.mean(),
     "rollout/guided_accuracy": _mean_where(own_P, guided),
     "rollout/unguided_accuracy": _mean_where(own_P, 1 - guided),

@@ -75,3 +75,15 @@ def test_faithfulness_is_the_clipped_mean_gap():
   other = jnp.array([[-0.3, -0.5, 0.0], [-0.1, -0.1, 0.0], [-5.0, -5.0, 0.0]])
   mask = jnp.array([[True, True, False]] * 3)
   np.testing.assert_allclose(rewards.faithfulness(own, other, mask), [0.3, 0.0, 1.0], rtol=1e-5)
+
+
+def test_agreement_compares_operators_in_order(symbols):
+  s = symbols
+  plan = jnp.array([[[30, s.mul, 30, 31, s.sub, 30, s.execute, 0]] * 4])
+  zero = jnp.zeros(plan.shape)
+  strategy = Segment(plan, zero, jnp.full((1, 4), 7), zero > 0, zero[..., 0] > 0)
+  rows = [[s.mul, 8, s.sub, 9], [s.sub, 8, s.mul, 9], [s.mul, 8, 8, 9], [s.mul, s.sub, s.sub, 9]]
+  tokens = jnp.array([[rows]])
+  zero = jnp.zeros(tokens.shape)
+  execution = Segment(tokens, zero, jnp.full((1, 1, 4), 4), zero > 0, zero[..., 0] > 0)
+  np.testing.assert_array_equal(rewards.agreement(strategy, execution, s), [[[1, 0, 0, 0]]])

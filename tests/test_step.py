@@ -155,7 +155,8 @@ CORRECT[2, 1] = [1, 0, 0]
 def test_rewards_and_advantages_by_hand(config, symbols):
   families = make_families()
   config = dataclasses.replace(
-    config, reward=config_lib.Reward(own=1, transfer=2, form=0.1, leak=0.2, faithfulness=0)
+    config,
+    reward=config_lib.Reward(own=1, transfer=2, form=0.1, leak=0.2, agreement=0, faithfulness=0),
   )
   lm = transformer.make_lm(config.model, V)
   rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
