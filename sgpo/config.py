@@ -237,7 +237,7 @@ def check(config: Config) -> None:
   m = config.model
   if m.heads % m.kv_heads:
     raise ValueError(
-      f"config.model.heads = {m.heads} must be a multiple of kv_heads = {m.kv_heads}"
+      f"config.model.heads = {m.heads} must be a multiple of config.model.kv_heads = {m.kv_heads}"
     )
   if m.head_dim % 2:
     raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")

@@ -4,7 +4,7 @@ A story carries one running quantity. A relation changes it by one or two operat
 
   add r+a   sub r-a   mul r*a   div r/a   add_mul r+a*b   sub_mul r-a*b   mul_add r*a+b
 
-Cue words ("more", "each", "times", "gives", "left", "equal") stand in relations of different
+Cue words ("more", "each", "times", "gives", "Then") stand in relations of different
 operations on purpose. Each relation's last phrasing is held out for the split `lex`.
 """
 

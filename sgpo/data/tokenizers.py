@@ -2,6 +2,7 @@
 
 import io
 import re
+import string
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
@@ -46,8 +47,8 @@ class Tokenizer:
     """Trains on text, in memory and deterministically.
 
     Args:
-      texts: lines. Characters unseen here are encoded as bytes where the vocabulary has room for
-        them (BYTES_FROM pieces), else as the unknown piece.
+      texts: lines. Letters always have pieces; other characters unseen here are encoded as bytes
+        where the vocabulary has room for them (BYTES_FROM pieces), else as the unknown piece.
       vocab_size: at most this many pieces.
     """
     if vocab_size < 128:
@@ -59,6 +60,7 @@ class Tokenizer:
       add_dummy_prefix=False, hard_vocab_limit=False, num_threads=1, minloglevel=2,
       pad_id=0, bos_id=1, eos_id=2, unk_id=3, normalization_rule_name="identity",
       remove_extra_whitespaces=False, character_coverage=1.0, max_sentence_length=100_000,
+      required_chars=string.ascii_letters,
     )  # fmt: skip
     return cls(model.getvalue())
 

@@ -1,0 +1,49 @@
+"""Makes a bank from the plans of worked examples and writes it as JSON lines.
+
+python -m experiments.bootstrap_bank.run --workdir=runs/demo --out=runs/bank.jsonl
+"""
+
+import argparse
+import json
+
+import jax
+import numpy as np
+
+from sgpo import allocator, bank, bank_io, bootstrap, train
+from sgpo.data import classes
+from sgpo.models import transformer
+
+
+def main() -> None:
+  """Command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", required=True, help="a run, whose model verifies the plans")
+  parser.add_argument("--out", required=True, help="the JSON lines to write")
+  args = parser.parse_args()
+  allocator.keep_heap()
+  config, dataset, tokenizer, state = train.load(args.workdir)
+  params = state.reference or state.params
+  lm = transformer.make_lm(config.model, tokenizer.vocab_size)
+  empty = bank.init(config.bank.capacity, config.room.strategy, config.model.width)
+  made = jax.device_get(
+    bootstrap.from_worked_examples(empty, params, dataset, tokenizer, config, lm)
+  )
+  bank_io.export_jsonl(made, args.out, tokenizer.pretty_plan, dataset.domains)
+  living = made.status_N != bank.EMPTY
+  plans = {
+    classes.normalize_plan(tokenizer.pretty_plan(t[:n].tolist()))
+    for t, n in zip(made.tokens_NS[living], made.length_N[living], strict=True)
+  }
+  trials = made.trials_N[living].sum()
+  summary = {
+    "entries": int(living.sum()),
+    "active": int((made.status_N == bank.ACTIVE).sum()),
+    "plans": len(plans),
+    "sibling executions": float(trials),
+    "right": round(float(made.successes_N[living].sum() / np.maximum(trials, 1)), 3),
+  }
+  print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+  main()
