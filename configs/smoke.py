@@ -1,6 +1,6 @@
 """Everything once, in a minute: both stages, bank, evaluation, report. Learns nothing.
 
-    python launch.py --config=configs/smoke.py --workdir=runs/smoke
+python launch.py --config=configs/smoke.py --workdir=runs/smoke
 """
 
 from sgpo.config import default

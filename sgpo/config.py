@@ -37,6 +37,7 @@ class Data:
   worked_examples: int = 1500  # how many worked examples exist at all
   practice_families: float = 0.75  # share of SGPO families from practice classes
   hint_rate: float = 0.5  # share of worked examples shown with hints
+  own_hint_rate: float = 0.3  # share of those in which one hint is the example's own plan
   bare_rate: float = 0.1  # share of worked examples without a strategy (the `none` arm)
 
 
@@ -66,7 +67,7 @@ class Sgpo:
   sources: int = 32  # P
   siblings: int = 3  # K
   strategies: int = 4  # G
-  learning_rate: float = 2e-4
+  learning_rate: float = 1e-4
   warmup: int = 5
   b2: float = 0.95
   eps: float = 1e-5
@@ -207,7 +208,7 @@ _NOT_NEGATIVE = (
   "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup"
 ).split()
 _SHARES = (
-  "data.annotated data.practice data.practice_families data.hint_rate data.bare_rate "
+  "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate data.bare_rate "
   "bank.dropout bank.admit sampling.top_p"
 ).split()
 

@@ -41,11 +41,13 @@ def init_params(config: config_lib.Config, vocab_size: int, key: jax.Array):
 
 
 def embed(lm: LM, params, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
-  """Unit vectors [B, D] by which the bank knows problems: mean of the last hidden states."""
+  """Unit vectors [B, D] by which the bank knows problems: the hidden state of the last token.
+
+  That is the state from which a strategy is written, so near problems want like strategies.
+  """
   hidden, _ = lm.prefill(params, tokens_BT, length_B)
-  valid = within(length_B, tokens_BT.shape[1])[..., None]
-  mean = (hidden.astype(jnp.float32) * valid).sum(1) / jnp.maximum(length_B, 1)[:, None]
-  return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-6)
+  last = jnp.take_along_axis(hidden, (length_B - 1)[:, None, None], 1)[:, 0].astype(jnp.float32)
+  return last / jnp.maximum(jnp.linalg.norm(last, axis=-1, keepdims=True), 1e-6)
 
 
 def append_hints(

@@ -22,7 +22,7 @@ V, P, K, G, T, S, E, M = 40, 4, 2, 4, 20, 5, 8, 3
 @pytest.fixture
 def config(model):
   return config_lib.Config(
-    model=model,
+    model=dataclasses.replace(model, tied=False),
     room=config_lib.Room(prompt=T, strategy=S, execution=E, numbers=M),
     sgpo=config_lib.Sgpo(sources=P, siblings=K, strategies=G),
     bank=config_lib.BankConfig(capacity=16, retrieved=2, dropout=0.5, min_trials=2, admit=0.1),
@@ -36,16 +36,31 @@ def make_families():
   return Families(
     prompt_PJT=prompt,
     length_PJ=length,
-    answer_PJ=jnp.array(rng.integers(1, 9, (P, 1 + K))),
+    answer_PJ=jnp.array(rng.integers(1, 4, (P, 1 + K))),
     numbers_PJM=jnp.full((P, 1 + K, M), NO_NUMBER),
     domain_P=jnp.arange(P) % 2,
     source_P=jnp.arange(P),
   )
 
 
-def make_state(config, optimizer, scale=4.0):
+def talkative_params(config, symbols):
+  """Parameters that write short strategies and answers 1 to 3, so that rewards differ."""
   lm = transformer.make_lm(config.model, V)
-  params = jax.tree.map(lambda x: x * scale, lm.init(jax.random.key(0)))
+  params = jax.tree.map(lambda x: x, lm.init(jax.random.key(0)))
+  embed = jax.random.normal(jax.random.key(1), (V, config.model.width))
+  head = 0.05 * jax.random.normal(jax.random.key(2), (config.model.width, V))
+  strategy, digits = (30, 31, 32, symbols.mul), symbols.digits[1:4]
+  follows = {symbols.strategy: strategy, symbols.execute: (symbols.answer,)}
+  follows |= {token: (*strategy, symbols.execute) for token in strategy}
+  follows |= {symbols.answer: digits} | {digit: (symbols.eos,) for digit in digits}
+  for token, nexts in follows.items():
+    for following in nexts:
+      head = head.at[:, following].add(0.6 * embed[token])
+  return {**params, "embed": embed, "head": head}
+
+
+def make_state(config, optimizer, symbols):
+  params = talkative_params(config, symbols)
   zero = jnp.zeros((), jnp.int32)
   bank = ()
   if config.bank.capacity:
@@ -76,7 +91,7 @@ def test_golden_step(config, symbols):
   """One step's metrics. They change when the algorithm does: then say why and write new ones."""
   optimizer = optax.adam(1e-3)
   run = jax.jit(bind(config, symbols, optimizer))
-  state, metrics = run(make_state(config, optimizer), make_families(), jax.random.key(3))
+  state, metrics = run(make_state(config, optimizer, symbols), make_families(), jax.random.key(3))
   got = scalars(metrics)
   for name, value in GOLDEN.items():
     assert got[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
@@ -89,8 +104,8 @@ GOLDEN = {"rollout/executions": 48.0, "bank/size": 4.0, "train/clip_frac": 0.0}
 def test_compiled_once_without_host_callbacks(config, symbols):
   optimizer = optax.adam(1e-3)
   body = bind(config, symbols, optimizer)
-  run = jax.jit(chex.assert_max_traces(body, n=1), donate_argnums=0)
-  state = make_state(config, optimizer)
+  run = jax.jit(chex.assert_max_traces(lambda *args: body(*args), n=1), donate_argnums=0)
+  state = make_state(config, optimizer, symbols)
   jaxpr = str(jax.make_jaxpr(body)(state, make_families(), jax.random.key(0)))
   assert "callback" not in jaxpr and "outfeed" not in jaxpr
   for i in range(3):
@@ -106,7 +121,7 @@ def test_simulated_devices_give_the_same_parameters(config, symbols):
   results = {}
   for shape in ((1, 1), (4, 2)):
     mesh = sharding.make_mesh(shape)
-    state = make_state(config, optimizer)
+    state = make_state(config, optimizer, symbols)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(lambda s=state: s))
     with jax.set_mesh(mesh):
       state = jax.device_put(state, shardings)
@@ -123,6 +138,14 @@ def test_simulated_devices_give_the_same_parameters(config, symbols):
       assert len({s.index for s in state.bank.status_N.addressable_shards}) == 8
       assert len({str(s.index) for s in state.params["layers"]["q"].addressable_shards}) == 8
   one, many = results[(1, 1)], results[(4, 2)]
+  start = make_state(config, optimizer, symbols).params
+  assert (
+    max(
+      jnp.abs(a - b).max()
+      for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(one.params), strict=True)
+    )
+    > 1e-3
+  )
   for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
   np.testing.assert_array_equal(one.bank.tokens_NS, many.bank.tokens_NS)
@@ -174,7 +197,7 @@ def test_rewards_and_advantages_by_hand(config, symbols):
 
 def test_non_finite_gradients_skip_the_update(config, symbols):
   optimizer = optax.adam(1e-3)
-  state = make_state(config, optimizer)
+  state = make_state(config, optimizer, symbols)
   grads = jax.tree.map(jnp.ones_like, state.params)
   grads["final_norm"] = grads["final_norm"].at[0].set(jnp.nan)
   after, _ = step.apply_gradients(state, grads, optimizer)
@@ -190,7 +213,7 @@ def test_epochs_and_kl_run_and_move(config, symbols):
     sgpo=dataclasses.replace(config.sgpo, epochs=2, kl=0.1),
     reward=dataclasses.replace(config.reward, faithfulness=0.5),
   )
-  state = make_state(config, optimizer)
+  state = make_state(config, optimizer, symbols)
   state = state.replace(reference=jax.tree.map(lambda x: x * 0.9, state.params))
   after, metrics = jax.jit(bind(config, symbols, optimizer))(
     state, make_families(), jax.random.key(3)
@@ -214,7 +237,7 @@ def test_without_bank_and_siblings_it_is_a_group_baseline(config, symbols):
     answer_PJ=families.answer_PJ[:, :1], numbers_PJM=families.numbers_PJM[:, :1],
   )  # fmt: skip
   _, metrics = jax.jit(bind(config, symbols, optimizer))(
-    make_state(config, optimizer), families, jax.random.key(1)
+    make_state(config, optimizer, symbols), families, jax.random.key(1)
   )
   got = scalars(metrics)
   assert got["rollout/executions"] == P * G

@@ -133,11 +133,11 @@ def family_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed:
 
 
 def _hints(dataset: Dataset, own: str, config: Config, rng: random.Random) -> list[str]:
-  """Plans of other worked examples, half of the time with the example's own among them."""
+  """Plans of other worked examples, at times with the example's own among them."""
   count = rng.randint(1, config.bank.retrieved)
   known = config.data.worked_examples
   hints = [dataset.worked_example(rng.randrange(known)).plan for _ in range(count)]
-  if rng.random() < 0.5:
+  if rng.random() < config.data.own_hint_rate:
     hints[rng.randrange(count)] = own
   return hints
 
