@@ -1,0 +1,116 @@
+"""Intervals against closed forms, known coverage and slow references."""
+
+import numpy as np
+import pytest
+
+from sgpo.evaluation import statistics
+
+
+def test_interval_of_a_rate_is_near_the_normal_one():
+  values = np.r_[np.ones(200), np.zeros(312)]
+  got = statistics.bootstrap_interval(values, resamples=20_000)
+  mean = 200 / 512
+  half = 1.96 * np.sqrt(mean * (1 - mean) / 512)
+  assert got["mean"] == pytest.approx(mean)
+  np.testing.assert_allclose([got["low"], got["high"]], [mean - half, mean + half], atol=0.003)
+
+
+def test_many_distinct_values_are_resampled_alike():
+  values = np.random.default_rng(1).normal(3, 2, 400)
+  assert len(np.unique(values)) > statistics.FEW
+  got = statistics.bootstrap_interval(values, resamples=20_000)
+  half = 1.96 * values.std() / np.sqrt(400)
+  np.testing.assert_allclose(
+    [got["low"], got["high"]], [values.mean() - half, values.mean() + half], atol=0.02
+  )
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+  rng = np.random.default_rng(2)
+  hits = 0
+  for trial in range(300):
+    got = statistics.bootstrap_interval(rng.random(100) < 0.3, 0.9, 500, seed=trial)
+    hits += got["low"] <= 0.3 <= got["high"]
+  assert 0.83 < hits / 300 < 0.96
+
+
+def test_constant_values_have_no_width_and_seeds_repeat():
+  assert statistics.bootstrap_interval([1, 1, 1]) == {"mean": 1.0, "low": 1.0, "high": 1.0}
+  values = np.random.default_rng(0).random(50)
+  assert statistics.bootstrap_interval(values) == statistics.bootstrap_interval(values)
+  other = statistics.bootstrap_interval(values, seed=1)
+  assert other != statistics.bootstrap_interval(values)
+
+
+def test_pairs_cancel_what_both_sides_share():
+  rng = np.random.default_rng(3)
+  before = rng.random(400) < 0.5
+  after = before.copy()
+  after[np.flatnonzero(~before)[:40]] = True  # 40 problems gained, none lost
+  paired = statistics.paired_difference(after, before)
+  assert paired["mean"] == pytest.approx(0.1)
+  assert paired["high"] - paired["low"] == pytest.approx(2 * 1.96 * np.sqrt(0.1 * 0.9 / 400), 0.1)
+  apart = statistics.paired_difference(rng.permutation(after), before)
+  assert apart["high"] - apart["low"] > 1.8 * (paired["high"] - paired["low"])
+
+
+def test_transfer_score_is_the_paired_difference_of_its_gains():
+  rng = np.random.default_rng(4)
+  sibling, none, wrong = (rng.random(300) < p for p in (0.6, 0.2, 0.3))
+  gains = statistics.paired_difference(
+    sibling.astype(float) - none.astype(float), wrong.astype(float) - none.astype(float)
+  )
+  assert gains == statistics.paired_difference(sibling, wrong)
+
+
+def test_mean_of_groups_weighs_groups_alike():
+  groups = [np.ones(10), np.zeros(1000)]
+  got = statistics.mean_of_groups(groups)
+  assert got == {"mean": 0.5, "low": 0.5, "high": 0.5}  # no variance within a group
+  groups = [np.arange(100) % 2, np.arange(400) % 2]
+  got = statistics.mean_of_groups(groups, resamples=20_000)
+  half = 1.96 * 0.5 * np.sqrt(0.25 / 100 + 0.25 / 400)
+  np.testing.assert_allclose(got["high"] - got["low"], 2 * half, rtol=0.05)
+
+
+def test_interquartile_mean_against_scipy():
+  stats = pytest.importorskip("scipy.stats")
+  rng = np.random.default_rng(5)
+  for size in (1, 3, 4, 7, 8, 30):
+    values = rng.normal(size=size)
+    assert statistics.interquartile_mean(values) == pytest.approx(stats.trim_mean(values, 0.25))
+  assert statistics.interquartile_mean([[0, 1, 2, 100]]) == 1.5
+
+
+def test_stratified_iqm_against_a_loop():
+  scores = np.random.default_rng(6).random((5, 3))
+  rng = np.random.default_rng(0)
+  rows = rng.integers(0, 5, (200, 5, 3))
+  draws = [
+    statistics.interquartile_mean([[scores[row[r, t], t] for t in range(3)] for r in range(5)])
+    for row in rows
+  ]
+  got = statistics.stratified_iqm(scores, resamples=200)
+  np.testing.assert_allclose([got["low"], got["high"]], np.quantile(draws, [0.025, 0.975]))
+  assert got["mean"] == statistics.interquartile_mean(scores)
+
+
+def test_stratified_iqm_never_mixes_tasks():
+  scores = np.tile([0.0, 1.0, 2.0, 3.0], (6, 1))  # every run alike: no uncertainty is left
+  assert statistics.stratified_iqm(scores) == {"mean": 1.5, "low": 1.5, "high": 1.5}
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda: statistics.bootstrap_interval([]), "at least one value"),
+    (lambda: statistics.bootstrap_interval([1, 0], confidence=95), r"95 must lie in \(0, 1\)"),
+    (lambda: statistics.paired_difference([1, 0], [1]), "got 2 and 1"),
+    (lambda: statistics.mean_of_groups([]), "at least one group"),
+    (lambda: statistics.mean_of_groups([[1], []]), "at least one value"),
+    (lambda: statistics.stratified_iqm([0.1, 0.2]), r"\[runs, tasks\], got shape \(2,\)"),
+  ],
+)
+def test_bad_input_is_named(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
