@@ -208,8 +208,8 @@ _NOT_NEGATIVE = (
   "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup"
 ).split()
 _SHARES = (
-  "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate data.bare_rate "
-  "bank.dropout bank.admit sampling.top_p"
+  "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate "
+  "data.bare_rate bank.dropout bank.admit sampling.top_p"
 ).split()
 
 
