@@ -12,7 +12,7 @@ from sgpo.config import default
 def get_config():
   config = default()
   config.model.unroll = 4  # all layers: fastest for a model this small
-  config.sft.steps = 400
-  config.sgpo.steps = 70
+  config.sft.steps = 500
+  config.sgpo.steps = 60
   config.eval.problems = 384
   return config

@@ -53,10 +53,10 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class Sft:
-  steps: int = 450
-  batch: int = 64
-  learning_rate: float = 3e-3
-  warmup: int = 40
+  steps: int = 500
+  batch: int = 32
+  learning_rate: float = 2e-3
+  warmup: int = 50
   weight_decay: float = 0.01
   clip: float = 1.0  # global norm
 
