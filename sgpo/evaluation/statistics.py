@@ -37,7 +37,8 @@ def bootstrap_interval(
 ) -> Interval:
   """The mean of independent values with its percentile bootstrap interval.
 
-  B. Efron, Bootstrap methods, Annals of Statistics 7 (1979).
+  B. Efron, Bootstrap methods, Annals of Statistics 7 (1979). Values that are all alike give an
+  interval without width, however few they are.
 
   Raises:
     ValueError: no values, or a confidence outside (0, 1).

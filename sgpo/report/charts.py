@@ -7,6 +7,7 @@ import re
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BEFORE, AFTER, BANK, INK = "#8b95a1", "#c2410c", "#2563eb", "#5b6572"
 PALETTE = ("#2563eb", "#c2410c", "#0f766e", "#9333ea", "#a16207", "#be185d")
@@ -46,12 +47,19 @@ def key(names: list[tuple[str, str]]) -> str:
   return f'<p class="key">{dots}</p>' if len(names) > 1 else ""
 
 
-def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-  """A centred mean over up to `width` neighbours; narrower, still centred, near the ends."""
-  i = np.arange(len(values))
-  half = np.minimum(np.minimum(i, len(values) - 1 - i), width // 2)
-  sums = np.concatenate([[0.0], np.cumsum(values)])
-  return (sums[i + half + 1] - sums[i - half]) / (2 * half + 1)
+def smooth(values_N: np.ndarray, width: int) -> np.ndarray:
+  """At each place the height there of a line fitted to its neighbours within `width`.
+
+  A plain moving mean bends at the ends of a slope; a line does not.
+  """
+  N = len(values_N)
+  box = np.ones(min(width | 1, N - 1 + N % 2))  # odd, no longer than the values
+  total = lambda x_N: np.convolve(x_N, box, "same")
+  t_N = np.arange(N) - N / 2
+  n, t, y = total(np.ones_like(t_N)), total(t_N), total(values_N)
+  spread = n * total(t_N * t_N) - t * t
+  slope = (n * total(t_N * values_N) - t * y) / np.where(spread > 0, spread, np.inf)
+  return (y + slope * (n * t_N - t)) / n
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:
@@ -78,11 +86,11 @@ def _panel(title: str, names: dict[str, str], rows: list[dict]) -> str:
     axis = figure.subplots()
     ends = []
     for x, y, color, _ in curves:
-      smooth, every = _smooth(y, max(1, min(15, len(y) // 5))), -(-len(x) // CURVE_POINTS)
+      line, every = smooth(y, min(21, len(y) // 5)), -(-len(x) // CURVE_POINTS)
       shown = np.arange(len(x) - 1, -1, -every)[::-1]  # the last one always
       axis.plot(x[shown], y[shown], ".", ms=3.5, alpha=0.35, color=color, mew=0)
-      axis.plot(x[shown], smooth[shown], lw=1.5, color=color)
-      ends.append((x[-1], smooth[-1]))
+      axis.plot(x[shown], line[shown], lw=1.5, color=color)
+      ends.append((x[-1], line[-1]))
     if min(c[1].min() for c in curves) >= 0:
       axis.set_ylim(bottom=0)
     heights = _apart([y for _, y in ends], 0.1 * np.ptp(axis.get_ylim()))
@@ -93,6 +101,7 @@ def _panel(title: str, names: dict[str, str], rows: list[dict]) -> str:
       )  # fmt: skip
     axis.set_title(title)
     axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return _svg(figure)
 
 
@@ -113,7 +122,7 @@ def dots(
   """Intervals in rows; series are (name, colour, intervals), a thin line is above row `rule`."""
   series = [s for s in series if any(s[2])]
   with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
-    figure = Figure(figsize=(6.4, 0.36 * len(labels) + 0.7), layout="constrained")
+    figure = Figure(figsize=(7.0, 0.36 * len(labels) + 0.7), layout="constrained")
     axis = figure.subplots()
     for k, (_, color, intervals) in enumerate(series):
       offset = (k - (len(series) - 1) / 2) * 0.24

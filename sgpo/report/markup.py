@@ -11,7 +11,7 @@ h1{font-size:1.9rem;line-height:1.2;letter-spacing:-.015em;margin:0 0 .5rem}
 h2{font-size:1.3rem;letter-spacing:-.01em;margin:3.2rem 0 .5rem}
 h3{font-size:1rem;margin:1.6rem 0 .4rem}
 .note,small{color:#5b6572}.note{margin:.2rem 0 1rem;font-size:.92rem;max-width:46rem}
-small{font-size:.86em}
+small{font-size:.86em;font-weight:400}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums;
 line-height:1.4}th,td{text-align:left;padding:.38rem 1.1rem .38rem 0;vertical-align:top;
 border-bottom:1px solid #edf0f2}th{font-weight:600;color:#5b6572;vertical-align:bottom}

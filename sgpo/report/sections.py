@@ -76,8 +76,8 @@ def splits(run: summary.Run) -> str:
       f"{code(run.stages[-1])}; differences are taken problem by problem."
     )
   intro = note(
-    f"Greedy decoding, 95% bootstrap intervals. {which} Nothing is taken from the bank unless the "
-    "column says so."
+    f"Greedy decoding, 95% bootstrap intervals (one without width: all or none came out right). "
+    f"{which} Nothing is taken from the bank unless the column says so."
   )
   header = (
     "split", "n", *_sides(run), "paired difference", "with the bank", "plan right", "truncated",
