@@ -3,6 +3,7 @@
 python launch.py --config=configs/word_problems.py --workdir=runs/demo [--config.sgpo.steps=50]
 """
 
+import ast
 import os
 import sys
 
@@ -61,14 +62,28 @@ def _main(argv: list[str]) -> int:
   return 0
 
 
+def _message(error: Exception) -> str:
+  """The text of an error; that of an unknown key arrives as the repr of a repr."""
+  text = str(error).strip()
+  while text[:1] in ("'", '"'):
+    try:
+      text = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      break
+  return text if text == str(error).strip() else "unknown config key " + text
+
+
 def _suggestion(message: str) -> str:
   """What a misspelt flag or config key may have meant."""
   name = message.rpartition("--")[2] if "--" in message else message
+  name = name.removeprefix("unknown config key ")
   name = name.strip("'\" .").split("=")[0].removeprefix("config.")
   known = [n for n in flags.FLAGS if not n.startswith("config.")]
   for section, values in config_lib.default().to_dict().items():
     known += [f"{section}.{k}" for k in values] if isinstance(values, dict) else [section]
-  return config_lib.suggest(name.split("'")[0], known) if name else ""
+  if not name or "Did you mean" in message:
+    return ""
+  return config_lib.suggest(name.split("'")[0], known)
 
 
 def main() -> None:
@@ -76,13 +91,16 @@ def main() -> None:
   logging.use_absl_handler()
   try:
     arguments = flags.FLAGS(sys.argv)
-    code = _main(arguments)
   except (ValueError, flags.Error, AttributeError, KeyError, FileNotFoundError) as error:
-    message = str(error).strip()
+    message = _message(error)
     if isinstance(error, flags.Error | AttributeError | KeyError):
-      message += _suggestion(message.splitlines()[0] if message else "")
-    print(f"error: {message}", file=sys.stderr)
-    code = 1
+      illegal = isinstance(error, flags.IllegalFlagValueError)
+      message += "" if illegal else _suggestion(message)
+    sys.exit(f"error: {message}")
+  try:
+    code = _main(arguments)
+  except (ValueError, OSError) as error:  # OSError: no such config file, a full disk
+    sys.exit(f"error: {str(error).strip()}")
   sys.exit(code)
 
 

@@ -50,6 +50,7 @@ class Checkpointer:
     self._manager = ocp.CheckpointManager(
       self.folder, options=options, item_names=("state", "meta")
     )
+    self._broken: list[int] = []  # steps behind which an older one was restored
 
   @property
   def steps(self) -> list[int]:
@@ -57,7 +58,9 @@ class Checkpointer:
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: Any, meta: dict) -> None:
-    """Writes a checkpoint; an existing one of the same step stays."""
+    """Writes a checkpoint; an existing whole one of the same step stays."""
+    while self._broken:  # Orbax writes no step before its newest, and would leave these newest
+      self._manager.delete(self._broken.pop())
     if step in self.steps:
       return
     meta = {**meta, "fingerprints": fingerprints(state)}
@@ -97,12 +100,16 @@ class Checkpointer:
     Raises:
       ValueError: no checkpoint, or none that is whole; the message names each and why.
     """
-    problems = []
+    problems, broken = [], []
     for step in reversed(self.steps):
       try:
-        return self._read(step, abstract_for(self.meta(step)))
+        result = self._read(step, abstract_for(self.meta(step)))
+        self._broken = broken
+        return result
       except Exception as error:  # noqa: BLE001  whatever a broken file raises
-        problems.append(f"step {step}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        broken.append(step)
+        reason = f"{type(error).__name__}: {str(error)}".splitlines()[0]
+        problems.append(f"step {step}: {reason[:200]}")
         log.warning("checkpoint %s/%d is corrupted (%s)", self.folder, step, problems[-1])
     raise ValueError(
       f"{self.folder} has no checkpoint that can be read: {'; '.join(problems) or 'it is empty'}"

@@ -244,6 +244,11 @@ def check(config: Config) -> None:
     raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
   if m.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"config.model.dtype = {m.dtype!r} must be 'float32' or 'bfloat16'")
+  if config.eval.strategy < config.room.strategy:
+    raise ValueError(
+      f"config.eval.strategy = {config.eval.strategy} must hold what the bank learnt in "
+      f"config.room.strategy = {config.room.strategy}"
+    )
   if len(config.mesh) != 2:
     raise ValueError(f"config.mesh = {config.mesh} must have two entries, (data, model)")
   if config.sgpo.strategies < 2 and "sgpo" in config.stages:

@@ -48,7 +48,7 @@ class MetricWriter:
 
   def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
     """One step's scalars; values that are not finite are left out."""
-    finite = {k: round(v, 6) for k, v in sorted(scalars.items()) if math.isfinite(v)}
+    finite = {k: float(f"{v:.7g}") for k, v in sorted(scalars.items()) if math.isfinite(v)}
     self._file.write(json.dumps({"step": step, "stage": stage, **finite}) + "\n")
     self._file.flush()
     for name, value in finite.items():

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def open_folder(config: config_lib.Config, workdir: str) -> None:
   """
   path = os.path.join(workdir, "config.json")
   if os.path.exists(path):
+    if not os.access(workdir, os.W_OK):
+      raise ValueError(f"--workdir={workdir} cannot be written: no permission")
     mine = {k: v for k, v in _as_json(config).items() if k not in FREE}
     theirs = {k: v for k, v in read_json(path).items() if k not in FREE}
     changed = differences(theirs, mine)
@@ -128,6 +131,8 @@ def open_folder(config: config_lib.Config, workdir: str) -> None:
         + "\nchoose another --workdir, or give the same configuration to resume"
       )  # fmt: skip
     return
+  if config.init_from and not os.path.exists(os.path.join(config.init_from, "config.json")):
+    raise ValueError(f"config.init_from = {config.init_from!r} holds no run: no config.json there")
   try:
     os.makedirs(workdir, exist_ok=True)
     if os.listdir(workdir):
@@ -145,15 +150,16 @@ def _describe(run: Run, parameters: int) -> dict:
   """What run.json records."""
   versions = {m: __import__(m).__version__ for m in ("jax", "jaxlib", "flax", "optax", "numpy")}
   here = os.path.dirname(os.path.abspath(__file__))
-  git = subprocess.run(
-    ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-  )
+  git = ""
+  if shutil.which("git"):
+    command = ["git", "-C", here, "rev-parse", "HEAD"]
+    git = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
   return {
     "python": sys.version.split()[0],
     "versions": versions,
     "devices": [str(d) for d in jax.devices()],
     "processes": jax.process_count(),
-    "git": git.stdout.strip() or None,
+    "git": git or None,
     "data": run.dataset.fingerprint(),
     "parameters": parameters,
     "started": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -190,10 +196,12 @@ def _stage_method(run: Run, index: int) -> Method:
 
 
 def _first_params(run: Run) -> Any:
-  """Fresh parameters on the mesh, or those of `config.init_from`."""
+  """Fresh parameters on the mesh, or those of `config.init_from`; shapes where a run resumes."""
   key = jax.random.key(run.config.seed)
   init = lambda key: policy.init_params(run.config, run.tokenizer.vocab_size, key)
   abstract = jax.eval_shape(init, key)
+  if run.checkpointer.steps:  # they come from a checkpoint, and `init_from` may be gone
+    return abstract
   shardings = sharding.state_shardings(run.mesh, {"params": abstract})["params"]
   if not run.config.init_from:
     return jax.jit(init, out_shardings=shardings)(key)
@@ -251,27 +259,27 @@ def run_stage(
   main = jax.process_index() == 0
   writer = MetricWriter(run.workdir, offset + position.step) if main else None
   progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
-  pending = None
+  pending, began = None, time.perf_counter()
   try:
     for step in range(position.step, method.steps):
-      began = pending["ended"] if pending else time.perf_counter()
       batch = sharding.put_batch(run.mesh, next(batches))
       state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
       if pending:
-        _log_metrics(run, method, writer, progress, pending)
-      dispatched = dict(
+        _log_metrics(run, method, writer, progress, pending | {"began": began})
+        began = time.perf_counter()  # the step before is complete: this one begins
+      pending = dict(
         metrics=metrics, step=step, global_step=offset + step, stage=stage,
-        dropped=batches.dropped, began=began,
+        dropped=batches.dropped,
       )  # fmt: skip
-      pending = dispatched | {"ended": time.perf_counter()}
-      done = step + 1
-      if caught or done == method.steps or done % config.checkpoint.every == 0:
+      done, stop = step + 1, bool(caught)
+      if stop or done == method.steps or done % config.checkpoint.every == 0:
+        # Logged before it is saved: a kill in between leaves no gap in the metrics.
+        _log_metrics(run, method, writer, progress, pending | {"began": began})
+        pending = None
         _save(run, state, stage, done, batches.get_state())
-      if caught:
-        _log_metrics(run, method, writer, progress, pending)
+        began = time.perf_counter()
+      if stop:
         raise Interrupted(caught[0], f"--workdir={run.workdir}")
-    if pending:
-      _log_metrics(run, method, writer, progress, pending)
   finally:
     progress.close()
     if writer:
@@ -394,6 +402,8 @@ def run(config: config_lib.Config, workdir: str) -> str:
         state = run_stage(r, state, position, offset, caught)
         offset += method.steps
         finish_stage(r, state, stage, offset)
+        if caught:
+          raise Interrupted(caught[0], f"--workdir={workdir}")
         params, state = state.params, None
         position = Position(stage + 1, 0, None)
     path = report.write_report(workdir)

@@ -41,6 +41,7 @@ def test_default_round_trips():
     ("model.dtype", "float16", "must be 'float32' or 'bfloat16'"),
     ("data.practice", 0.9, "must not exceed 1"),
     ("bank.retrieved", 5000, "exceeds capacity"),
+    ("eval.strategy", 16, "config.eval.strategy = 16 must hold"),
     ("mesh", (1, 1, 1), "must have two entries"),
   ],
 )

@@ -25,7 +25,7 @@ SMOKE = f"--config={ROOT}/configs/smoke.py"
     ([SMOKE, "--workdir=x", "--config.sgpo.steps=many"], "many"),
     ([SMOKE, "--workdir=x", "--config.sgpo.strategies=-2"], "config.sgpo.strategies = -2 must be"),
     ([SMOKE, "--workdir=x", "--config.sft.batch=0"], "config.sft.batch = 0 must be positive"),
-    ([SMOKE, "--workdir=x", "--config.mesh=(3,1)"], "does not fit the"),
+    ([SMOKE, "--workdir=x", "--config.mesh=(64,1)"], "does not fit the"),
     ([SMOKE, "--workdir=x", "--config.stages=('grop',)"], "unknown method 'grop'"),
     ([SMOKE], "--workdir is missing"),
     (["--workdir=x"], "--config is missing"),

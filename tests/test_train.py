@@ -28,11 +28,11 @@ def cache(tmp_path_factory):
 CONFIG = config_lib.Config(
   model=config_lib.Model(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=16),
   data=config_lib.Data(worked_examples=40),
-  room=config_lib.Room(prompt=96, strategy=10, execution=10),
+  room=config_lib.Room(prompt=96, strategy=12, execution=32),
   sft=config_lib.Sft(steps=2, batch=4),
   sgpo=config_lib.Sgpo(steps=4, sources=2, siblings=1, strategies=2),
   bank=config_lib.BankConfig(capacity=16, retrieved=1, bootstrap=4),
-  eval=config_lib.Eval(problems=4, batch=4, transfer_pairs=4, strategy=10, execution=10),
+  eval=config_lib.Eval(problems=4, batch=4, transfer_pairs=4, strategy=12, execution=10),
   checkpoint=config_lib.Checkpoint(every=100, keep=3),
   log_every=1,
 )
