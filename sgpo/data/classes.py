@@ -13,6 +13,8 @@ from fractions import Fraction
 
 ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+")
+DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+EXPRESSION = re.compile(r"[\dqr.+*/() -]{1,200}", re.ASCII)
 PLACEHOLDER = re.compile(r"q|r[1-9]\d*")
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
@@ -21,10 +23,10 @@ def parse_number(text: str) -> Fraction | None:
   """A decimal number, with thousands commas, a dollar or percent sign; None where it is not one."""
   text = text.strip().strip("$").replace(",", "")
   percent = text.endswith("%")
-  try:
-    value = Fraction(text.rstrip("%"))
-  except (ValueError, ZeroDivisionError):
+  text = text.rstrip("%").strip()
+  if not DECIMAL.fullmatch(text):  # an exponent could ask for any amount of memory
     return None
+  value = Fraction(text)
   return value / 100 if percent else value
 
 
@@ -43,6 +45,8 @@ def _tree(expression: str) -> ast.expr | None:
   text = expression.replace(",", "").replace("$", "").replace("x", "*").replace("÷", "/")
   text = re.sub(r"(\d(?:[\d.]*))%", r"(\1/100)", text)
   text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)  # Python has no numbers with leading zeros
+  if not EXPRESSION.fullmatch(text.strip()):  # no strings, no exponents, nothing too deep
+    return None
   try:
     return ast.parse(text.strip(), mode="eval").body
   except (SyntaxError, ValueError):
@@ -52,32 +56,49 @@ def _tree(expression: str) -> ast.expr | None:
 def _render(node: ast.expr, leaf) -> tuple[str, int] | None:
   """(text, precedence) of a tree in normal form; `leaf` names numbers and placeholders."""
   if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-    inner = _render(node.operand, leaf)
+    inner = _wrapped([node.operand], leaf, 3)
     return inner and (f"-{inner[0]}", 0)
   if isinstance(node, ast.Constant | ast.Name):
     text = leaf(node)
     return text and (text, 3)
   if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATORS:
     return None
-  operator = _OPERATORS[type(node.op)]
-  level = 2 if operator in "*/" else 1
-  left, right = _render(node.left, leaf), _render(node.right, leaf)
-  if left is None or right is None:
+  if isinstance(node.op, ast.Add | ast.Sub):
+    first, second = (_wrapped(nodes, leaf, 2) for nodes in _signed(node))
+    if first is None or second is None:
+      return None
+    return "-".join(["+".join(sorted(first)), *sorted(second)]), 1
+  if isinstance(node.op, ast.Mult):
+    factors = _wrapped(_factors(node), leaf, 3)
+    return factors and ("*".join(sorted(factors)), 2)
+  left, right = _wrapped([node.left], leaf, 2), _wrapped([node.right], leaf, 3)
+  return left and right and (f"{left[0]}/{right[0]}", 2)
+
+
+def _wrapped(nodes: list[ast.expr], leaf, least: int) -> list[str] | None:
+  """Texts of operands, in brackets where their precedence is below `least`."""
+  parts = [_render(node, leaf) for node in nodes]
+  if None in parts:
     return None
-  if operator in "+*":
-    terms = [*_terms(left, operator, level), *_terms(right, operator, level)]
-    return operator.join(sorted(terms)), level
-  wrap = lambda part, least: part[0] if part[1] >= least else f"({part[0]})"
-  return f"{wrap(left, level)}{operator}{wrap(right, level + 1)}", level
+  return [text if own >= least else f"({text})" for text, own in parts]
 
 
-def _terms(part: tuple[str, int], operator: str, level: int) -> list[str]:
-  """The operands of a chain of the same commutative operator; others stay whole."""
-  text, own = part
-  if not set(text) & (set("+-*/()") - {operator}):
-    return text.split(operator)
-  whole = own > level or (own == level and operator == "+")
-  return [text if whole else f"({text})"]
+def _signed(node: ast.expr) -> tuple[list[ast.expr], list[ast.expr]]:
+  """The terms of a sum that are added, and those that are subtracted."""
+  if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add | ast.Sub):
+    return [node], []
+  plus, minus = _signed(node.left)
+  if isinstance(node.op, ast.Sub):
+    return plus, [*minus, node.right]
+  more, less = _signed(node.right)
+  return [*plus, *more], [*minus, *less]
+
+
+def _factors(node: ast.expr) -> list[ast.expr]:
+  """The factors of a product."""
+  if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult):
+    return [node]
+  return [*_factors(node.left), *_factors(node.right)]
 
 
 def _value(node: ast.expr, leaf=None) -> Fraction | None:

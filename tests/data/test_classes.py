@@ -1,5 +1,7 @@
 """The plan key."""
 
+import random
+
 import pytest
 
 from sgpo.data import classes
@@ -36,6 +38,10 @@ def test_constants_are_named_as_they_are():
     ("r1+q;", "q+r1"),
     ("q*r1 ; q + r2", "q*r1; q+r2"),
     ("(r1+q)*q", "(q+r1)*q"),
+    ("q*(r1*q)*(r2+q)", "(q+r2)*q*q*r1"),
+    ("r1-q+q*r2-q", "q*r2+r1-q-q"),
+    ("q/(q/q)-(q-q)", "q/(q/q)-(q-q)"),
+    ("-(q+q)", "-(q+q)"),
     ("q+", None),
     ("x*q", None),
     ("r0-q", None),
@@ -44,6 +50,38 @@ def test_constants_are_named_as_they_are():
 )
 def test_normalize_plan(text, plan):
   assert classes.normalize_plan(text) == plan
+
+
+def test_the_normal_form_is_stable_and_keeps_the_value():
+  rng = random.Random(0)
+  grow = lambda depth: (
+    rng.choice(["2", "3", "5", "7"])
+    if depth == 0 or rng.random() < 0.2
+    else f"({grow(depth - 1)}){rng.choice('+-*/')}({grow(depth - 1)})"
+  )
+  for _ in range(500):
+    text = grow(4)
+    once = classes.normalize_plan(text)
+    assert classes.normalize_plan(once) == once
+    assert classes.evaluate(once) == classes.evaluate(text)
+
+
+@pytest.mark.parametrize(
+  "text", ["'a'+q", "True+q", "1j", "1e999999999", "q()", "9" * 5000, "-" * 5000 + "1"]
+)
+def test_what_is_no_arithmetic_is_refused_at_once(text):
+  assert classes.normalize_plan(text) is None
+  assert classes.evaluate(text) is None
+  assert classes.plan_key(f"<<{text}=1>>", [1]) is None
+
+
+@pytest.mark.parametrize(
+  "text, value",
+  [("$1,200", 1200), ("-.5", -0.5), ("5.", 5), ("25%", 0.25), ("1e999999999", None), ("1/3", None),
+   ("inf", None), ("", None)],
+)  # fmt: skip
+def test_parse_number(text, value):
+  assert classes.parse_number(text) == value
 
 
 def test_evaluate_is_exact():
