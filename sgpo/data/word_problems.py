@@ -6,6 +6,7 @@ a hash into training and evaluation. Every split is a predicate on the fields of
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import random
@@ -77,6 +78,7 @@ def trained_mix(mix: tuple[str, ...]) -> bool:
   return len(mix) == 1 or (position[1] - position[0]) % len(DOMAINS) != 2
 
 
+@functools.cache
 def symbolic_plan(relations: tuple[Relation, ...]) -> str:
   """The plan of a chain, from its forms alone."""
   steps, running = [], "q"
@@ -196,9 +198,12 @@ class WordProblems:
     for plan in sorted(self._by_plan):
       if self._feasible(plan):
         self._classes[self.part(plan)].append(plan)
-    for part, share in (("annotated", data.annotated), ("practice", data.practice)):
-      if share > 0 and not self._classes[part]:
-        raise ValueError(f"config.data.{part} = {share:g} leaves no {part} class; raise it")
+    for part in self._classes:
+      if not self._classes[part]:  # every part has its splits
+        raise ValueError(
+          f"config.data.annotated = {data.annotated:g} and practice = {data.practice:g} "
+          f"leave no {part} class; the third share, held_out, is the rest"
+        )
 
   def _feasible(self, plan: str) -> bool:
     """Whether small distinct numbers give the class often enough to be sampled by rejection."""

@@ -1,6 +1,7 @@
 """The procedural problems: splits, ranges, solutions, and what a bag of words can tell."""
 
 import collections
+import re
 
 import numpy as np
 import pytest
@@ -98,9 +99,31 @@ def test_unknown_split_suggests(data):
     data.problem("distrct", 0)
 
 
-def test_shares_without_classes_are_refused():
-  with pytest.raises(ValueError, match="config.data.annotated = 1e-09"):
-    WordProblems(Data(annotated=1e-9))
+@pytest.mark.parametrize(
+  "shares, part",
+  [((0.0, 0.5), "annotated"), ((0.5, 0.0), "practice"), ((0.5, 0.5), "held_out")],
+)
+def test_shares_without_classes_are_refused(shares, part):
+  with pytest.raises(ValueError, match=f"config.data.annotated = .* leave no {part} class"):
+    WordProblems(Data(annotated=shares[0], practice=shares[1]))
+
+
+def test_lex_alone_uses_held_out_wording(data):
+  held = {text for r in relations.RELATIONS.values() for x in r for text in x.phrasings[-1:]}
+  assert held.isdisjoint(
+    t for r in relations.RELATIONS.values() for x in r for t in x.phrasings[:-1]
+  )
+  for i in range(100):
+    assert set(data.problem("lex", i).phrasings) == {3}
+    assert 3 not in data.problem("id", i).phrasings + data.worked_example(i).phrasings
+
+
+def test_questions_are_short_in_a_small_vocabulary(data):
+  tokens = lambda p: re.findall(r"\d|[A-Za-z]+|[.?]", p.question)
+  lengths = [len(tokens(data.worked_example(i))) for i in range(500)]
+  assert 25 <= np.mean(lengths) <= 55 and max(lengths) <= 90
+  everywhere = {w for s in SPLITS for i in range(100) for w in tokens(data.problem(s, i))}
+  assert len(everywhere) <= 330
 
 
 def test_a_bag_of_words_cannot_tell_the_plan(data):
