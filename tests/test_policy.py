@@ -10,7 +10,7 @@ from sgpo import policy
 from sgpo.models import transformer
 from sgpo.types import Segment, within
 
-V, P, J, G, T, S, E = 40, 2, 3, 4, 12, 6, 9
+V, P, J, G, T, S, E = 40, 2, 2, 3, 12, 6, 9
 ROOM = config_lib.Room(prompt=T, strategy=S, execution=E, numbers=4)
 
 
@@ -36,39 +36,49 @@ def random_rollout(symbols):
   rng = np.random.default_rng(1)
 
   def segment(*shape):
-    length = jnp.array(rng.integers(1, shape[-1] + 1, shape[:-1]))
-    tokens = jnp.where(within(length, shape[-1]), rng.integers(26, V, shape), symbols.pad)
+    length = rng.integers(1, shape[-1] + 1, shape[:-1])
+    written = within(jnp.array(length), shape[-1])
+    tokens = jnp.where(written, rng.integers(26, V, shape), symbols.pad)
     zero = jnp.zeros(shape)
-    return Segment(tokens, zero, length, zero > 0, zero[..., 0] > 0)
+    return Segment(tokens, zero, jnp.array(length), zero > 0, zero[..., 0] > 0)
 
   return policy.Rollout(strategy=segment(P, G, S), execution=segment(P, J, G, E))
 
 
-def plain_logps(lm, params, prompts, rollout, symbols):
-  """Each row alone, prompt and segments in one unpadded sequence. [P, G, S] and [P, J, G, E]."""
+def plain_rows(prompts, rollout, symbols):
+  """Each row as one sequence without gaps: inputs [B, N], lengths, and where each segment is."""
   tokens, lengths = prompts
-  rows_s, rows_e = [], []
-  for p, j, g in np.ndindex(P, J, G):
+  B, N = P * J * G, T + S + E
+  rows, size, begin = np.zeros((B, N), np.int32), np.zeros(B, np.int32), []
+  for row, (p, j, g) in enumerate(np.ndindex(P, J, G)):
     n = int(lengths[p, j])
-    ns = int(rollout.strategy.length_B[p, g])
-    ne = int(rollout.execution.length_B[p, j, g])
-    s = rollout.strategy.tokens_BL[p, g, :ns]
-    e = rollout.execution.tokens_BL[p, j, g, :ne]
-    marker = lambda token: jnp.array([token])
-    row = jnp.concatenate(
-      [tokens[p, j, :n], marker(symbols.strategy), s[:-1], marker(symbols.execute), e[:-1]]
-    )
-    hidden, _ = lm.prefill(params, row[None], jnp.array([len(row)]))
-    logp = jax.nn.log_softmax(lm.logits(params, hidden[0, n:]))
-    logp = jnp.take_along_axis(logp, jnp.concatenate([s, e])[:, None], 1)[:, 0]
-    if j == 0:
-      rows_s.append(jnp.pad(logp[:ns], (0, S - ns)))
-    rows_e.append(jnp.pad(logp[ns:], (0, E - ne)))
-  return jnp.stack(rows_s).reshape(P, G, S), jnp.stack(rows_e).reshape(P, J, G, E)
+    s = rollout.strategy.tokens_BL[p, g, : rollout.strategy.length_B[p, g] - 1]
+    e = rollout.execution.tokens_BL[p, j, g, : rollout.execution.length_B[p, j, g] - 1]
+    whole = [*tokens[p, j, :n], symbols.strategy, *s, symbols.execute, *e]
+    rows[row, : len(whole)], size[row] = whole, len(whole)
+    begin.append((n, n + 1 + len(s)))
+  return jnp.array(rows), jnp.array(size), np.array(begin)
+
+
+def plain_logps(lm, params, rows, size, begin, rollout):
+  """log pi of each token by a plain causal pass over each row. [P, G, S] and [P, J, G, E]."""
+  hidden, _ = lm.prefill(params, rows, size)
+  logp = jax.nn.log_softmax(lm.logits(params, hidden)).reshape(P, J, G, -1, V)
+
+  def pick(logp_NV, start, tokens_L):
+    at = jnp.clip(start + jnp.arange(len(tokens_L)), 0, len(logp_NV) - 1)
+    return logp_NV[at, tokens_L]
+
+  begin = jnp.array(begin).reshape(P, J, G, 2)
+  every = jax.vmap(jax.vmap(jax.vmap(pick)))
+  s = jnp.broadcast_to(rollout.strategy.tokens_BL[:, None], (P, J, G, S))
+  e = rollout.execution.tokens_BL
+  return every(logp, begin[..., 0], s)[:, 0], every(logp, begin[..., 1], e)
 
 
 def test_shared_prefix_equals_plain_with_gradients(lm, params, prompts, symbols):
   rollout = random_rollout(symbols)
+  rows = plain_rows(prompts, rollout, symbols)
   weight_s = jax.random.normal(jax.random.key(5), (P, G, S)) * (
     within(rollout.strategy.length_B, S)
   )
@@ -82,11 +92,11 @@ def test_shared_prefix_equals_plain_with_gradients(lm, params, prompts, symbols)
     return (s * weight_s).sum() + (e * weight_e).sum(), (s * (weight_s != 0), e * (weight_e != 0))
 
   def plain(params):
-    s, e = plain_logps(lm, params, prompts, rollout, symbols)
-    return (s * weight_s).sum() + (e * weight_e).sum(), (s, e)
+    s, e = plain_logps(lm, params, *rows, rollout)
+    return (s * weight_s).sum() + (e * weight_e).sum(), (s * (weight_s != 0), e * (weight_e != 0))
 
-  (_, got), got_grad = jax.value_and_grad(shared, has_aux=True)(params)
-  (_, want), want_grad = jax.value_and_grad(plain, has_aux=True)(params)
+  (_, got), got_grad = jax.jit(jax.value_and_grad(shared, has_aux=True))(params)
+  (_, want), want_grad = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
   for a, b in zip(got, want, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
   for a, b in zip(jax.tree.leaves(got_grad), jax.tree.leaves(want_grad), strict=True):
