@@ -12,7 +12,9 @@ from sgpo.config import default
 def get_config():
   config = default()
   config.model.unroll = 4  # all layers: fastest for a model this small
-  config.sft.steps = 500
-  config.sgpo.steps = 60
+  config.sft.steps = 700
+  config.data.practice_families = 0.6
+  config.sgpo.steps = 120
+  config.sgpo.microbatches = 16  # fits the cache of a CPU
   config.eval.problems = 384
   return config

@@ -73,6 +73,7 @@ class Sgpo:
   eps: float = 1e-5
   clip: float = 1.0  # global norm
   epochs: int = 1  # updates per rollout
+  microbatches: int = 1  # pieces of a batch whose gradients are summed, one after another
   clip_low: float = 0.2  # PPO: ratio >= 1 - clip_low
   clip_high: float = 0.2  # PPO: ratio <= 1 + clip_high
   divide_by_std: bool = False  # of the group, in the advantages
@@ -199,9 +200,9 @@ def read(config: ml_collections.ConfigDict) -> Config:
 _POSITIVE = (
   "model.width model.layers model.heads model.kv_heads model.head_dim model.mlp_width "
   "room.prompt room.strategy room.execution room.numbers sft.batch sgpo.sources sgpo.strategies "
-  "sgpo.epochs eval.problems eval.batch eval.transfer_pairs eval.prompt eval.strategy "
-  "eval.execution checkpoint.every checkpoint.keep log_every data.vocab_size data.worked_examples "
-  "sft.learning_rate sgpo.learning_rate bank.min_trials"
+  "sgpo.epochs sgpo.microbatches eval.problems eval.batch eval.transfer_pairs eval.prompt "
+  "eval.strategy eval.execution checkpoint.every checkpoint.keep log_every data.vocab_size "
+  "data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials"
 ).split()
 _NOT_NEGATIVE = (
   "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
@@ -251,6 +252,11 @@ def check(config: Config) -> None:
     )
   if len(config.mesh) != 2:
     raise ValueError(f"config.mesh = {config.mesh} must have two entries, (data, model)")
+  if config.sgpo.sources % config.sgpo.microbatches:
+    raise ValueError(
+      f"config.sgpo.sources = {config.sgpo.sources} is not divisible by "
+      f"config.sgpo.microbatches = {config.sgpo.microbatches}"
+    )
   if config.sgpo.strategies < 2 and "sgpo" in config.stages:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
   if config.bank.retrieved > config.bank.capacity:

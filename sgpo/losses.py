@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 
 
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """sum(x * mask) / max(sum(mask), 1)."""
-  return (x * mask).sum() / jnp.maximum(mask.sum(), 1)
+def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:
+  """sum(x * mask) / max(count, 1); `count` is sum(mask) unless this is a piece of a batch."""
+  count = mask.sum() if count is None else count
+  return (x * mask).sum() / jnp.maximum(count, 1)
 
 
 def group_advantages(reward: jax.Array, axis: int, divide_by_std: bool) -> jax.Array:
@@ -26,6 +27,7 @@ def clipped_policy_gradient(
   mask: jax.Array,
   clip_low: float,
   clip_high: float,
+  count: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """-mean_t min(rho A, clip(rho, 1 - low, 1 + high) A), rho = pi / pi_old (PPO, arXiv 1707.06347).
 
@@ -33,6 +35,7 @@ def clipped_policy_gradient(
     logp, old_logp: [..., L] log-probabilities in nats.
     advantage: [...], one a row.
     mask: [..., L], tokens that carry loss.
+    count: tokens of the whole batch, where this is a piece of it.
   Returns:
     (loss, share of tokens where the clip binds), scalars.
   """
@@ -42,10 +45,12 @@ def clipped_policy_gradient(
   clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
   objective = jnp.minimum(ratio * advantage, clipped * advantage)
   binds = (clipped * advantage < ratio * advantage).astype(jnp.float32)
-  return -masked_mean(objective, mask), masked_mean(binds, mask)
+  return -masked_mean(objective, mask, count), masked_mean(binds, mask, count)
 
 
-def kl_divergence(logp: jax.Array, reference_logp: jax.Array, mask: jax.Array) -> jax.Array:
+def kl_divergence(
+  logp: jax.Array, reference_logp: jax.Array, mask: jax.Array, count: jax.Array | None = None
+) -> jax.Array:
   """KL(pi || ref) by the non-negative estimator exp(d) - 1 - d, d = log ref - log pi, in nats."""
   d = reference_logp - logp
-  return masked_mean(jnp.exp(d) - 1 - d, mask)
+  return masked_mean(jnp.exp(d) - 1 - d, mask, count)

@@ -240,6 +240,21 @@ def test_epochs_and_kl_run_and_move(config, symbols):
   assert max(jax.tree.leaves(moved)) > 0
 
 
+def test_pieces_add_up_to_the_whole(config, symbols):
+  optimizer = optax.sgd(0.1)
+  config = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, kl=0.1))
+  results = []
+  for pieces in (1, 2):
+    c = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, microbatches=pieces))
+    run = jax.jit(bind(c, symbols, optimizer))
+    results.append(run(make_state(c, optimizer, symbols), make_families(), jax.random.key(3)))
+  (one, metrics_one), (two, metrics_two) = results
+  for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
+  for name, value in scalars(metrics_one).items():
+    assert scalars(metrics_two)[name] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), name
+
+
 def test_without_bank_and_siblings_it_is_a_group_baseline(config, symbols):
   optimizer = optax.sgd(0.05)
   config = dataclasses.replace(

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import zlib
 from collections.abc import Iterable
 from fractions import Fraction
 
@@ -53,24 +54,34 @@ def read_file(path: str) -> list[dict]:
   """The rows of a JSON-lines file, plain or gzip.
 
   Raises:
-    ValueError: a line that is no JSON object with a question and an answer that ends in
-      `#### number`; the message names file, line and field.
+    ValueError: no rows, damaged compression or text, or a line that is no JSON object with a
+      question and an answer that ends in `#### whole number`; the message names file and line.
   """
   opener = gzip.open if path.endswith(".gz") else open
-  rows = []
-  with opener(path, "rt", encoding="utf-8") as file:
-    for number, line in enumerate(file, 1):
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error}); mend or drop it") from None
-      for field in ("question", "answer"):
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-          raise ValueError(f"{path}, line {number}: field {field!r} is missing or not text")
-      if classes.parse_number(row["answer"].rpartition("####")[2]) is None:
-        raise ValueError(f"{path}, line {number}: field 'answer' does not end in '#### number'")
-      rows.append(row)
-  return rows
+  try:
+    with opener(path, "rt", encoding="utf-8") as file:
+      lines = list(file)
+  except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
+    raise ValueError(f"{path}: cannot be read ({error}); fetch it again") from None
+  if not lines:
+    raise ValueError(f"{path}: holds no rows; fetch it again")
+  return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _row(line: str, where: str) -> dict:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{where}: not JSON ({error}); mend or drop it") from None
+  for field in ("question", "answer"):
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+      raise ValueError(f"{where}: field {field!r} is missing or not text")
+  answer = classes.parse_number(row["answer"].rpartition("####")[2])
+  if answer is None:
+    raise ValueError(f"{where}: field 'answer' does not end in '#### number'")
+  if answer.denominator != 1:  # rounding it would make a wrong gold
+    raise ValueError(f"{where}: field 'answer' ends in {float(answer):g}, no whole number; drop it")
+  return row
 
 
 def to_problem(row: dict, split: str, index: int) -> Problem:
@@ -140,22 +151,33 @@ class GSM8K:
     return len(self.test) if split == "test" else len(self.train)
 
   def family(self, split: str, index: int, size: int) -> list[Problem]:
-    """`size` different training problems of one class with that many members."""
+    """`size` different training problems of one class with that many members.
+
+    Raises:
+      ValueError: an unknown split, or no class with that many members.
+    """
     rng = random.Random(f"family/{split}/{index}")
-    parts = {"cls": ["held_out"], "id": ["annotated"], "practice": ["practice"]}.get(split)
-    if parts is None:
-      parts = ["practice" if rng.random() < self.data.practice_families else "annotated"]
+    parts = {"cls": ["held_out"], "id": ["annotated"], "practice": ["practice"]}
+    if split not in (*parts, "train"):
+      raise ValueError(f"unknown split {split!r}.{config_lib.suggest(split, [*parts, 'train'])}")
+    drawn = "practice" if rng.random() < self.data.practice_families else "annotated"
     large = lambda names: [
       plan for name in names for plan in self._parts[name] if len(self.by_plan[plan]) >= size
     ]
-    plans = large(parts) or large(["annotated", "practice"])
+    plans = large(parts.get(split, [drawn]))
+    if not plans and split == "train":  # the other part; held-out classes never stand in
+      plans = large(["annotated", "practice"])
     if not plans:
-      raise ValueError(f"no class of {self.data.path} has {size} members; lower sgpo.siblings")
+      raise ValueError(
+        f"no class of {self.data.path} for families of {split!r} has {size} members; lower "
+        "config.sgpo.siblings, or change config.data.annotated and practice"
+      )
     return rng.sample(self.by_plan[rng.choice(plans)], size)
 
   def texts(self) -> Iterable[str]:
-    """Training questions, and the plans and solutions of worked examples."""
-    yield from (p.question for p in self.train)
+    """Questions outside held-out classes, and the plans and solutions of worked examples."""
+    held_out = set(self._parts["held_out"])
+    yield from (p.question for p in self.train if p.plan not in held_out)
     for problem in self._worked:
       yield from (problem.plan, problem.solution)
 

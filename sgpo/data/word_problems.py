@@ -29,7 +29,7 @@ from sgpo.data.relations import (
 )
 from sgpo.types import Problem
 
-VERSION = "1"
+VERSION = "2"
 SPLITS = ("id", "practice", "num", "lex", "distract", "len", "comp", "cls", "cross")
 DOMAINS = tuple(RELATIONS)
 SMALL, LARGE = 30, 99  # greatest operand in training, in split num
@@ -198,6 +198,9 @@ class WordProblems:
     for plan in sorted(self._by_plan):
       if self._feasible(plan):
         self._classes[self.part(plan)].append(plan)
+    trained = {*self._classes["annotated"], *self._classes["practice"]}
+    keep = lambda chains: [c for c in chains if symbolic_plan(c.relations) in trained]
+    self._comp, self._cross = keep(self._comp), keep(self._cross)  # known plans, one respect each
     for part in self._classes:
       if not self._classes[part]:  # every part has its splits
         raise ValueError(

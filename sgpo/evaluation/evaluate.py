@@ -207,7 +207,7 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
   """
   pairs, index = [], 0
   while len(pairs) < solver.config.eval.transfer_pairs and index < 20 * (len(pairs) + 50):
-    pair = dataset.family(split, index, 2)
+    pair = pipeline.fitting(dataset.family(split, index, 2), solver.tokenizer, solver.room)
     index += 1
     if len(pair) == 2 and pair[0].answer != pair[1].answer:
       pairs.append(pair)
