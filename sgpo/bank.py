@@ -235,10 +235,11 @@ def add(
   2. Merged: a candidate with the tokens of a living entry, or of an earlier candidate, at a
      cosine of at least `merge` adds its successes and trials to it, whatever its domain. The
      entry keeps its own embedding: a mean would wander with what the policy happens to sample.
-  3. Admitted: the others take an empty row or that of an evicted entry. While entries and
-     newcomers exceed N, the least useful (lower bound, then uses, then youth) of the most crowded
-     domain leaves; newcomers stand in that contest too. So another domain's candidates never
-     evict a domain's best or last entry, and evict only while theirs is less crowded.
+  3. Admitted: the others, unless all their trials failed, take an empty row or that of an evicted
+     entry. While entries and newcomers exceed N, the least useful (lower bound, then uses, then
+     youth) of the most crowded domain leaves; newcomers stand in that contest too. So another
+     domain's candidates never evict a domain's best or last entry, and evict only while theirs is
+     less crowded.
   4. Status: ACTIVE from `min_trials` trials on with a lower bound of at least `admit`,
      QUARANTINED again as soon as the bound falls below it.
 
@@ -262,7 +263,8 @@ def add(
     trials_N=bank.trials_N.at[merged_C].add(trials_C, mode="drop"),
   )
 
-  fresh_C = leads_C & ~found_C
+  failed_C = (trials_C > 0) & (successes_C <= 0)
+  fresh_C = leads_C & ~found_C & ~failed_C
   stays = _survivors(bank, entries, fresh_C, step)
   stays_N, admitted_C = stays[:N], stays[N:]
   evicted = ((bank.status_N != EMPTY) & ~stays_N).sum()
@@ -321,7 +323,8 @@ def candidates(
   Equal strategies of one group are one candidate, the first of them: its successes are summed
   over the siblings (j >= 1) after averaging over its copies, and its trials are the number of
   siblings, because repeated executions of one strategy on one problem are not independent.
-  Valid are closed strategies that are not empty and helped at least one sibling.
+  Valid are closed strategies that are not empty; those that helped no sibling count against an
+  entry of theirs, but `add` lets them in as none.
 
   Args:
     length_PG: tokens without the closing symbol.
@@ -347,5 +350,5 @@ def candidates(
     successes_C=flat(successes_PG),
     trials_C=jnp.full((P * G,), siblings, jnp.float32),
     source_C=spread(source_P),
-    valid_C=flat(first_PG & closed_PG & (length_PG > 0) & (successes_PG > 0)),
+    valid_C=flat(first_PG & closed_PG & (length_PG > 0)),
   )

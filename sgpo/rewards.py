@@ -102,12 +102,14 @@ def agreement(strategy: Segment, execution: Segment, symbols: Symbols) -> jax.Ar
   """1 where an execution [P, J, G, E] carries out its strategy [P, G, S]: the same operators.
 
   Plans name operations over placeholders, so carrying one out writes its operators in its order.
+  A strategy without operators is none.
   """
   planned_PGS, many_PG = operators(strategy.tokens_BL, symbols)
   done_PJGE, done_PJG = operators(execution.tokens_BL, symbols)
   n = min(planned_PGS.shape[-1], done_PJGE.shape[-1])
   same = (planned_PGS[:, None, :, :n] == done_PJGE[..., :n]).all(-1)
-  return (same & (many_PG[:, None] == done_PJG)).astype(jnp.float32)
+  same &= (many_PG[:, None] == done_PJG) & (many_PG[:, None] > 0)
+  return same.astype(jnp.float32)
 
 
 def faithfulness(own_logp, other_logp, mask) -> jax.Array:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sgpo import bank as bank_lib
@@ -104,6 +105,8 @@ def check(config: config_lib.Config) -> None:
     if stage not in METHODS:
       hint = config_lib.suggest(stage, list(METHODS))
       raise ValueError(f"unknown method {stage!r} in config.stages.{hint}")
+  if len(set(config.stages)) < len(config.stages):
+    raise ValueError(f"config.stages = {config.stages} names a method twice; files are by its name")
   data = sharding.make_mesh(config.mesh).shape["data"]
   for name, size in (("sft.batch", config.sft.batch), ("sgpo.sources", config.sgpo.sources)):
     if size % data:
@@ -238,8 +241,7 @@ def _log_metrics(run: Run, method: Method, writer, progress, pending: dict) -> N
     write_rows(os.path.join(run.workdir, "samples", name), rows)
 
 
-def _save(run: Run, state: TrainState, stage: int, step: int, data: dict) -> None:
-  offset = sum(_stage_method(run, i).steps for i in range(stage))
+def _save(run: Run, state: TrainState, stage: int, step: int, offset: int, data: dict) -> None:
   meta = {"stage": stage, "step": step, "data": data, "config": _as_json(run.config)}
   run.checkpointer.save(offset + step, state, meta)
 
@@ -276,7 +278,7 @@ def run_stage(
         # Logged before it is saved: a kill in between leaves no gap in the metrics.
         _log_metrics(run, method, writer, progress, pending | {"began": began})
         pending = None
-        _save(run, state, stage, done, batches.get_state())
+        _save(run, state, stage, done, offset, batches.get_state())
         began = time.perf_counter()
       if stop:
         raise Interrupted(caught[0], f"--workdir={run.workdir}")
@@ -294,6 +296,8 @@ def finish_stage(run: Run, state: TrainState, stage: int, global_step: int) -> N
   if os.path.exists(path):
     return
   result, rows = evaluation.evaluate(run.config, state, run.dataset, run.tokenizer)
+  if jax.process_index():  # all processes evaluate, the first one writes
+    return
   if isinstance(state.bank, bank_lib.Bank):
     examples = evaluation.bank_examples(run.config, state, run.dataset, run.tokenizer)
     bank_io.export_jsonl(
@@ -380,7 +384,11 @@ def run(config: config_lib.Config, workdir: str) -> str:
   workdir = os.path.abspath(workdir)
   check(config)
   make_dataset(config.data)  # before the folder: a wrong path leaves nothing behind
-  open_folder(config, workdir)
+  main = jax.process_index() == 0
+  if main:
+    open_folder(config, workdir)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("folder")
   if os.path.exists(os.path.join(workdir, "DONE")):
     print(f"{workdir} is done; its report is {workdir}/report.html")
     return os.path.join(workdir, "report.html")
@@ -389,7 +397,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
     with jax.set_mesh(r.mesh):
       params = _first_params(r)
       count = sum(x.size for x in jax.tree.leaves(params))
-      if jax.process_index() == 0 and not os.path.exists(os.path.join(workdir, "run.json")):
+      if main and not os.path.exists(os.path.join(workdir, "run.json")):
         write_json(os.path.join(workdir, "run.json"), _describe(r, count))
       position, state = _resume(r, params)
       offset = sum(_stage_method(r, i).steps for i in range(position.stage))
@@ -406,9 +414,11 @@ def run(config: config_lib.Config, workdir: str) -> str:
           raise Interrupted(caught[0], f"--workdir={workdir}")
         params, state = state.params, None
         position = Position(stage + 1, 0, None)
-    path = report.write_report(workdir)
+    r.checkpointer.close()
+  path = os.path.join(workdir, "report.html")
+  if main:
+    report.write_report(workdir)
     with open(os.path.join(workdir, "DONE"), "w", encoding="utf-8") as file:
       file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
-    r.checkpointer.close()
-  print(f"report: {path}")
+    print(f"report: {path}")
   return path

@@ -129,7 +129,9 @@ def test_invariants_hold_after_any_batches(batches):
 @bounded(max_examples=40)
 @given(st.lists(ROW, min_size=1, max_size=C))
 def test_merging_keeps_the_sum_of_counts(rows):
-  rows = [row | dict(scale=1.0, tokens=row["tokens"] or [1]) for row in rows]
+  least = lambda row, name: max(row[name], 1)  # a candidate that only failed may be refused
+  rows = [row | dict(scale=1.0, tokens=row["tokens"] or [1], wins=least(row, "wins"),
+                     trials=least(row, "trials")) for row in rows]  # fmt: skip
   batch = offered(rows)
   bank = bank_lib.init(N, S, D)
   for step in range(3):  # N >= C, so nothing is evicted
@@ -345,7 +347,8 @@ def test_candidates_average_copies_and_count_siblings():
     tokens, length, closed, jnp.array([correct], jnp.float32),
     jnp.ones((1, D)), jnp.array([2]), jnp.array([5]),
   )  # fmt: skip
-  assert out.valid_C.tolist() == [True] + [False] * 5
+  assert out.valid_C.tolist() == [True, False, True, False, False, False]
+  assert out.successes_C[2] == 0
   assert out.successes_C[0] == 1.5 and out.trials_C.tolist() == [3] * C
   assert out.tokens_CS[0].tolist() == [1, 2, 0] and out.length_C[0] == 2
   assert out.domain_C.tolist() == [2] * C and out.source_C.tolist() == [5] * C
@@ -373,7 +376,7 @@ def random_entries(rng, size: int, room: int, width: int, words: int) -> bank_li
     length_C=rng.integers(1, room + 1, size).astype(np.int32),
     embedding_CD=rng.normal(size=(size, width)).astype(np.float32),
     domain_C=rng.integers(0, 3, size).astype(np.int32),
-    successes_C=np.floor(trials * rng.random(size)).astype(np.float32),
+    successes_C=np.ceil(trials * rng.random(size)).astype(np.float32),
     trials_C=trials,
     source_C=np.arange(size, dtype=np.int32),
     valid_C=rng.random(size) < 0.9,
@@ -418,3 +421,15 @@ def test_donated_bank_is_updated_in_place():
   add = jax.jit(partial(bank_lib.add, **RULES), donate_argnums=0)
   after, _ = add(bank, entries([{}]), jnp.int32(0))
   assert after.embedding_ND.unsafe_buffer_pointer() == address
+
+
+def test_failures_count_against_an_entry_but_make_none():
+  good, bad = dict(successes=8.0, trials=8.0), dict(successes=0.0, trials=8.0)
+  bank, report = ADD(bank_lib.init(N, S, D), entries([bad]), jnp.int32(0))
+  assert report["refused"] == 1 and (bank.status_N == bank_lib.EMPTY).all()
+  bank, _ = ADD(bank, entries([good]), jnp.int32(0))
+  assert (bank.status_N == bank_lib.ACTIVE).sum() == 1
+  bank, report = ADD(bank, entries([bad]), jnp.int32(1))
+  assert report["merged"] == 1 and float(bank.trials_N.sum()) == 16
+  bank, _ = ADD(bank, entries([bad]), jnp.int32(2))
+  assert (bank.status_N == bank_lib.ACTIVE).sum() == 0

@@ -144,8 +144,8 @@ def plan_key(
     answer: the final answer, which the last step must give; None asks for no such thing.
     constants: numbers that need not stand in the question.
   Returns:
-    The plan, or None where there are no steps, an operand comes from nowhere, a step is wrong or
-    never used, or the last step is not the answer.
+    The plan, or None where there are no steps, an operand comes from nowhere, a step is never used,
+    or the last step is not the answer. Whether a step's result is right is not checked.
   """
   steps = parse_solution(solution)
   given, known = {Fraction(n) for n in numbers}, {Fraction(n) for n in constants}

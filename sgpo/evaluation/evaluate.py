@@ -317,6 +317,11 @@ def evaluate(
     count = min(config.eval.problems, dataset.size(split))
     problems = [dataset.problem(split, i) for i in range(count)]
     problems = pipeline.fitting(problems, tokenizer, solver.room)
+    if not problems:
+      raise ValueError(
+        f"no problem of split {split!r} fits config.eval.prompt = {config.eval.prompt} and "
+        f"config.room.numbers = {config.room.numbers}; raise them"
+      )
     out = solve_problems(problems, solver, dataset.domains, guided=False)
     guided = None
     if solver.has_bank:
