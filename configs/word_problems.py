@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/word_problems.py --workdir=runs/demo
 
-A cold start on 1,500 worked examples, then SGPO on problems of which only the answers are known.
+A cold start on 800 worked examples, then SGPO on problems of which only the answers are known.
 The result stands in runs/demo/report.html.
 """
 
@@ -12,7 +12,9 @@ from sgpo.config import default
 def get_config():
   config = default()
   config.model.unroll = 4  # all layers: fastest for a model this small
+  config.data.worked_examples = 800
   config.sft.steps = 700
+  config.sft.learning_rate = 3e-3
   config.data.practice_families = 0.6
   config.sgpo.steps = 120
   config.sgpo.microbatches = 16  # fits the cache of a CPU

@@ -59,6 +59,7 @@ class Sft:
   warmup: int = 50
   weight_decay: float = 0.01
   clip: float = 1.0  # global norm
+  microbatches: int = 1  # pieces of a batch whose gradients are summed, one after another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,9 +201,9 @@ def read(config: ml_collections.ConfigDict) -> Config:
 _POSITIVE = (
   "model.width model.layers model.heads model.kv_heads model.head_dim model.mlp_width "
   "room.prompt room.strategy room.execution room.numbers sft.batch sgpo.sources sgpo.strategies "
-  "sgpo.epochs sgpo.microbatches eval.problems eval.batch eval.transfer_pairs eval.prompt "
-  "eval.strategy eval.execution checkpoint.every checkpoint.keep log_every data.vocab_size "
-  "data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials"
+  "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
+  "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
+  "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials"
 ).split()
 _NOT_NEGATIVE = (
   "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
@@ -252,11 +253,12 @@ def check(config: Config) -> None:
     )
   if len(config.mesh) != 2:
     raise ValueError(f"config.mesh = {config.mesh} must have two entries, (data, model)")
-  if config.sgpo.sources % config.sgpo.microbatches:
-    raise ValueError(
-      f"config.sgpo.sources = {config.sgpo.sources} is not divisible by "
-      f"config.sgpo.microbatches = {config.sgpo.microbatches}"
-    )
+  for name, pieces in (("sft.batch", "sft.microbatches"), ("sgpo.sources", "sgpo.microbatches")):
+    if _get(config, name) % _get(config, pieces):
+      raise ValueError(
+        f"config.{name} = {_get(config, name)} is not divisible by "
+        f"config.{pieces} = {_get(config, pieces)}"
+      )
   if config.sgpo.strategies < 2 and "sgpo" in config.stages:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
   if config.bank.retrieved > config.bank.capacity:

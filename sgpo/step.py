@@ -4,13 +4,15 @@ One pure function from a state and a batch of families to the next state. The ca
 statics with `partial`, jits it once and donates the state.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
 from sgpo import bank as bank_lib
-from sgpo import losses, policy, rewards
+from sgpo import losses, policy, rewards, updates
 from sgpo.config import Config
 from sgpo.models.transformer import LM
 from sgpo.types import Families, Symbols, TrainState, within
@@ -156,8 +158,9 @@ def _masks(rollout) -> tuple[jax.Array, jax.Array]:
 
 
 def policy_loss(
-  params, piece: Piece, counts: tuple[jax.Array, jax.Array], *, lm, config: Config, symbols: Symbols
-):
+  params, piece: Piece, *, counts: tuple[jax.Array, jax.Array], lm: LM, config: Config,
+  symbols: Symbols,
+) -> tuple[jax.Array, dict]:  # fmt: skip
   """weight * L(strategy) + L(execution) + kl * KL, each a mean over its segment's own tokens.
 
   `counts` are the tokens of both segments in the whole batch: losses and metrics of pieces add up.
@@ -196,39 +199,6 @@ def policy_loss(
   return loss, metrics | {"train/loss": loss}
 
 
-def gradients(params, whole: Piece, *, lm, config: Config, symbols: Symbols):
-  """(gradients, metrics) of `policy_loss`, summed over `microbatches` pieces one after another.
-
-  Pieces take less memory, and on a CPU less time: what a layer writes stays in the cache.
-  """
-  counts = tuple(mask.sum() for mask in _masks(whole.rollout))
-  run = lambda piece: jax.grad(policy_loss, has_aux=True)(
-    params, piece, counts, lm=lm, config=config, symbols=symbols
-  )
-  pieces = config.sgpo.microbatches
-  if pieces == 1:
-    return run(whole)
-  cut = lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:])
-  first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, whole))
-  add = lambda total, piece: (jax.tree.map(jnp.add, total, run(piece)), None)
-  return jax.lax.scan(add, first, jax.tree.map(cut, whole))[0]
-
-
-def apply_gradients(
-  state: TrainState, grads, optimizer: optax.GradientTransformation
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimiser step; a gradient that is not finite changes nothing but the count of skips."""
-  norm = optax.global_norm(grads)
-  finite = jnp.isfinite(norm)
-  safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
-  updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
-  keep = lambda new, old: jnp.where(finite, new, old)
-  params = jax.tree.map(keep, optax.apply_updates(state.params, updates), state.params)
-  opt_state = jax.tree.map(keep, opt_state, state.opt_state)
-  state = state.replace(params=params, opt_state=opt_state, skipped=state.skipped + ~finite)
-  return state, {"train/grad_norm": norm, "train/skipped": state.skipped.astype(jnp.float32)}
-
-
 def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbols):
   """`epochs` clipped policy-gradient updates on one rollout. Returns (state, metrics)."""
   advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config.sgpo.divide_by_std)
@@ -239,10 +209,12 @@ def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbo
       symbols=symbols, temperature=config.sampling.temperature,
     )  # fmt: skip
   whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference)
+  counts = tuple(mask.sum() for mask in _masks(rollout))
+  loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
 
   def epoch(state, _):
-    grads, metrics = gradients(state.params, whole, lm=lm, config=config, symbols=symbols)
-    state, more = apply_gradients(state, grads, optimizer)
+    grads, metrics = updates.gradients(loss_fn, state.params, whole, config.sgpo.microbatches)
+    state, more = updates.apply_gradients(state, grads, optimizer)
     return state, metrics | more
 
   if config.sgpo.epochs == 1:

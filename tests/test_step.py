@@ -12,7 +12,7 @@ import pytest
 
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import policy, sharding, step
+from sgpo import policy, sharding, step, updates
 from sgpo.models import transformer
 from sgpo.types import NO_NUMBER, Families, Segment, TrainState, within
 
@@ -106,12 +106,12 @@ GOLDEN = {
   "bank/success": 0.69444442,
   "rollout/accuracy": 0.1875,
   "rollout/transfer": 0.375,
-  "rollout/agreement": 0.66666669,
-  "rollout/reward_mean": 0.98020965,
+  "rollout/agreement": 0.0,
+  "rollout/reward_mean": 0.64687622,
   "rollout/strategy_length": 3.5,
   "rollout/zero_std_frac": 0.25,
-  "train/loss": 0.0575709,
-  "train/grad_norm": 0.30573118,
+  "train/loss": 0.01888039,
+  "train/grad_norm": 0.2855095,
   "train/entropy": 0.41852623,
   "train/strategy_entropy": 1.51304495,
 }
@@ -216,7 +216,7 @@ def test_non_finite_gradients_skip_the_update(config, symbols):
   state = make_state(config, optimizer, symbols)
   grads = jax.tree.map(jnp.ones_like, state.params)
   grads["final_norm"] = grads["final_norm"].at[0].set(jnp.nan)
-  after, _ = step.apply_gradients(state, grads, optimizer)
+  after, _ = updates.apply_gradients(state, grads, optimizer)
   assert int(after.skipped) == 1
   jax.tree.map(np.testing.assert_array_equal, state.params, after.params)
   jax.tree.map(np.testing.assert_array_equal, state.opt_state, after.opt_state)

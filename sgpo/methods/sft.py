@@ -6,38 +6,44 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import losses, policy
+from sgpo import losses, policy, updates
 from sgpo.config import Config
 from sgpo.data import pipeline
 from sgpo.methods import Method
 from sgpo.models import calculator, transformer
 from sgpo.models.transformer import LM
-from sgpo.step import apply_gradients
 from sgpo.types import Examples, Symbols, TrainState, within
 
 
-def loss_fn(
-  params, examples: Examples, *, lm: LM, config: Config, symbols: Symbols
-) -> tuple[jax.Array, dict]:
-  """Mean of -log pi over the tokens of both segments that the model has to write itself."""
-  hidden_s, hidden_e = policy.hidden_segments(
-    lm, params, examples.prompt_BT, examples.prompt_length_B,
-    examples.strategy_BS[:, None], examples.strategy_length_B[:, None],
-    examples.execution_BE[:, None], examples.execution_length_B[:, None], symbols,
-  )  # fmt: skip
+def masks(examples: Examples, config: Config, symbols: Symbols) -> tuple[jax.Array, jax.Array]:
+  """The tokens of both segments that the model has to write itself."""
   mask_s = within(examples.strategy_length_B, examples.strategy_BS.shape[-1])
   mask_s &= (examples.strategy_length_B > 1)[:, None]  # no strategy is shown, not taught
   mask_e = within(examples.execution_length_B, examples.execution_BE.shape[-1])
   if config.sampling.calculator:
     mask_e &= ~calculator.forced_mask(examples.execution_BE, symbols)
+  return mask_s, mask_e
+
+
+def loss_fn(
+  params, examples: Examples, *, counts: tuple[jax.Array, jax.Array], lm: LM, config: Config,
+  symbols: Symbols,
+) -> tuple[jax.Array, dict]:  # fmt: skip
+  """-sum log pi over the tokens of both masks, over the `counts` of both in the whole batch."""
+  hidden_s, hidden_e = policy.hidden_segments(
+    lm, params, examples.prompt_BT, examples.prompt_length_B,
+    examples.strategy_BS[:, None], examples.strategy_length_B[:, None],
+    examples.execution_BE[:, None], examples.execution_length_B[:, None], symbols,
+  )  # fmt: skip
+  mask_s, mask_e = masks(examples, config, symbols)
   logp_s, _ = policy.token_scores(lm, params, hidden_s[:, 0], examples.strategy_BS, 1.0)
   logp_e, _ = policy.token_scores(lm, params, hidden_e[:, 0], examples.execution_BE, 1.0)
   both = lambda a, b: jnp.concatenate([a, b], -1)
-  loss = -losses.masked_mean(both(logp_s, logp_e), both(mask_s, mask_e))
+  loss = -losses.masked_mean(both(logp_s, logp_e), both(mask_s, mask_e), sum(counts))
   return loss, {
     "train/loss": loss,
-    "train/strategy_loss": -losses.masked_mean(logp_s, mask_s),
-    "train/execution_loss": -losses.masked_mean(logp_e, mask_e),
+    "train/strategy_loss": -losses.masked_mean(logp_s, mask_s, counts[0]),
+    "train/execution_loss": -losses.masked_mean(logp_e, mask_e, counts[1]),
   }
 
 
@@ -47,10 +53,10 @@ def sft_step(
 ) -> tuple[TrainState, dict]:  # fmt: skip
   """One supervised step. Pure."""
   del key
-  grads, metrics = jax.grad(loss_fn, has_aux=True)(
-    state.params, examples, lm=lm, config=config, symbols=symbols
-  )
-  state, more = apply_gradients(state, grads, optimizer)
+  counts = tuple(mask.sum() for mask in masks(examples, config, symbols))
+  bound = partial(loss_fn, counts=counts, lm=lm, config=config, symbols=symbols)
+  grads, metrics = updates.gradients(bound, state.params, examples, config.sft.microbatches)
+  state, more = updates.apply_gradients(state, grads, optimizer)
   return state.replace(step=state.step + 1), metrics | more
 
 
@@ -59,6 +65,15 @@ def schedule(learning_rate: float, warmup: int, steps: int) -> optax.Schedule:
   return optax.warmup_cosine_decay_schedule(
     0.0, learning_rate, warmup, max(steps, warmup + 1), learning_rate / 10
   )
+
+
+def initial_state(params, optimizer: optax.GradientTransformation) -> TrainState:
+  """A state without bank and reference. Pure."""
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(
+    step=zero, params=params, opt_state=optimizer.init(params), reference=(), bank=(),
+    skipped=zero,
+  )  # fmt: skip
 
 
 def make(config: Config, dataset, tokenizer, mesh) -> Method:
@@ -71,16 +86,9 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
     optax.adamw(schedule(c.learning_rate, c.warmup, c.steps), b2=0.95, weight_decay=c.weight_decay),
   )
 
-  def init(params) -> TrainState:
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(
-      step=zero, params=params, opt_state=optimizer.init(params), reference=(), bank=(),
-      skipped=zero,
-    )  # fmt: skip
-
   bound = dict(lm=lm, optimizer=optimizer, config=config, symbols=tokenizer.symbols)
   return Method(
-    init=init,
+    init=partial(initial_state, optimizer=optimizer),
     step=partial(sft_step, **bound),
     prepare=lambda state: state,
     batches=lambda seed: pipeline.example_batches(dataset, tokenizer, config, seed),
