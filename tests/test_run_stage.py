@@ -103,9 +103,9 @@ def test_metrics_are_written_before_their_checkpoint(drive, monkeypatch):
   seen = []
   save = train._save
 
-  def spy(run, state, stage, step, data):
+  def spy(run, state, stage, step, *more):
     seen.append((step, len(lines(run))))
-    save(run, state, stage, step, data)
+    save(run, state, stage, step, *more)
 
   monkeypatch.setattr(train, "_save", spy)
   drive("a", Batches())
