@@ -1,4 +1,4 @@
-"""The demo on several seeds: before and after SGPO, with intervals, as a table.
+"""The demo on several seeds: before and after SGPO, with intervals, as tables and a picture.
 
 python -m experiments.word_problems.run --seeds=0,1,2 --out=experiments/word_problems
 
@@ -11,8 +11,12 @@ import os
 import subprocess
 import sys
 
+import matplotlib
+from matplotlib.figure import Figure
+
 from sgpo import report
 from sgpo.evaluation import statistics
+from sgpo.report import charts
 
 COMMAND = "python -m experiments.word_problems.run --seeds={seeds}"
 
@@ -67,13 +71,42 @@ def markdown(results: dict[int, tuple[dict, dict]], command: str) -> str:
   return "\n".join(out) + "\n"
 
 
+def picture(results: dict[int, tuple[dict, dict]], path: str) -> None:
+  """Accuracy of every split and transfer arm, a line a seed from cold start to after SGPO."""
+  panels = (
+    ("accuracy, greedy, without hints", [rows_of(*pair) for pair in results.values()]),
+    ("transfer arms on held-out classes", [arms_of(*pair) for pair in results.values()]),
+  )
+  style = charts.STYLE | {"axes.grid.axis": "x", "svg.fonttype": "path"}
+  with matplotlib.rc_context(style):
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    for axis, (title, seeds) in zip(figure.subplots(1, 2), panels, strict=True):
+      for k, rows in enumerate(seeds):
+        for i, (_, before, after, *_) in enumerate(rows):
+          y = i + (k - (len(seeds) - 1) / 2) * 0.24
+          axis.plot([after["low"], after["high"]], [y, y], lw=4, color=charts.AFTER, alpha=0.2)
+          axis.plot([before["mean"], after["mean"]], [y, y], lw=1.2, color=charts.AFTER)
+          axis.plot(before["mean"], y, "o", ms=4, color=charts.BEFORE)
+          axis.plot(after["mean"], y, "o", ms=4, color=charts.AFTER)
+      names = [row[0].replace("_", " ") for row in seeds[0]]
+      axis.set_yticks(range(len(names)), names)
+      axis.set_ylim(len(names) - 0.4, -0.6)
+      axis.set_xlim(-0.02, 1.02)
+      axis.set_title(title)
+      axis.spines["left"].set_visible(False)
+    axis.plot([], [], "o", ms=4, color=charts.BEFORE, label="cold start")
+    axis.plot([], [], "o", ms=4, color=charts.AFTER, label="after SGPO, 95% interval")
+    axis.legend(loc="lower right", frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("--config", default="configs/word_problems.py")
   parser.add_argument("--runs", default="runs/word_problems")
-  parser.add_argument("--out", default="", help="folder for result.md; nothing is written without")
+  parser.add_argument("--out", default="", help="folder for result.md and result.svg")
   args = parser.parse_args()
   results = {}
   for seed in map(int, args.seeds.split(",")):
@@ -89,6 +122,7 @@ def main() -> None:
   if args.out:
     with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:
       file.write(text)
+    picture(results, os.path.join(args.out, "result.svg"))
 
 
 if __name__ == "__main__":

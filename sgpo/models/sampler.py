@@ -1,5 +1,7 @@
 """Sampling one segment of tokens behind a shared prompt, as a while_loop over one state."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -14,7 +16,7 @@ from sgpo.types import Segment, Symbols, slots, within
 class Context:
   """What a row has written so far: its cache, which slots hold tokens, the next position."""
 
-  cache: tuple[KV, ...]  # per layer, each [B, G, K, C, h]
+  cache: tuple[KV, ...]  # per layer, each [B, K, G, C, h]
   valid_BGC: jax.Array  # bool
   position_BG: jax.Array  # int32
 
@@ -35,7 +37,7 @@ def empty_context(prefix: Prefix, group: int, slots: int) -> Context:
 
   def zeros(x_BKTh):
     _, K, _, h = x_BKTh.shape
-    return jnp.zeros((B, group, K, slots, h), x_BKTh.dtype)
+    return jnp.zeros((B, K, group, slots, h), x_BKTh.dtype)
 
   return Context(
     cache=jax.tree.map(zeros, prefix.kv),
@@ -58,6 +60,33 @@ def truncate_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
   return logits
 
 
+def draw(weights: jax.Array, key: jax.Array) -> jax.Array:
+  """Index i of the last axis with probability weights_i / sum(weights), int32.
+
+  Inverts the distribution with one uniform number a row, in two levels, so that neither a random
+  number nor a running sum over the whole vocabulary is needed. A weight of 0 is never drawn.
+  """
+  V = weights.shape[-1]
+  block = max(1, round(V**0.5))
+  lead = ((0, 0),) * (weights.ndim - 1)
+  blocks = jnp.pad(weights, (*lead, (0, -V % block))).reshape(*weights.shape[:-1], -1, block)
+
+  def pick(parts, at):
+    """(index where the running sum passes `at`, the sum before it); `at` is kept in range."""
+    n = parts.shape[-1]
+    sums = jnp.matmul(parts, jnp.tri(n, dtype=parts.dtype).T, precision="highest")
+    last = sums[..., -1:]
+    index = (sums <= jnp.clip(at, 0, last * (1 - 2**-22))).sum(-1, keepdims=True)
+    take = partial(jnp.take_along_axis, indices=index, axis=-1)
+    return index, take(sums) - take(parts)
+
+  totals = blocks.sum(-1)
+  at = jax.random.uniform(key, (*weights.shape[:-1], 1)) * totals.sum(-1, keepdims=True)
+  first, before = pick(totals, at)
+  second, _ = pick(jnp.take_along_axis(blocks, first[..., None], -2)[..., 0, :], at - before)
+  return (first * block + second)[..., 0].astype(jnp.int32)
+
+
 def choose(logits: jax.Array, key: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
   """(token, its log-probability); temperature 0 is greedy.
 
@@ -65,12 +94,16 @@ def choose(logits: jax.Array, key: jax.Array, sampling: Sampling) -> tuple[jax.A
   that the trainer sees. Greedy choices are reported at temperature 1.
   """
   logits = logits / (sampling.temperature or 1.0)
+  top = logits.max(-1, keepdims=True)
+  weights = jnp.exp(logits - top)
   if sampling.temperature == 0:
     token = logits.argmax(-1).astype(jnp.int32)
+  elif sampling.top_k or sampling.top_p < 1:
+    token = draw(jnp.exp(truncate_logits(logits, sampling) - top), key)
   else:
-    token = jax.random.categorical(key, truncate_logits(logits, sampling)).astype(jnp.int32)
-  chosen = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
-  return token, chosen - jax.nn.logsumexp(logits, -1)
+    token = draw(weights, key)
+  chosen = jnp.take_along_axis(logits - top, token[..., None], -1)[..., 0]
+  return token, chosen - jnp.log(weights.sum(-1))
 
 
 def generate(

@@ -10,6 +10,7 @@ own. Three pure functions cover every use, so that algorithms never see a module
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -39,9 +40,9 @@ class LM(NamedTuple):
   init:    (key) -> params
   prefill: (params, tokens_BT, length_B) -> (hidden_BTD, Prefix)
   extend:  (params, prefix, tokens_BGQ, position_BGQ, valid_BGQ) -> (hidden_BGQD, per-layer KV
-           [B, G, K, Q, h]); causal among the Q tokens, invalid ones are never attended to
+           [B, K, G, Q, h]); causal among the Q tokens, invalid ones are never attended to
   decode:  (params, prefix, cache, token_BG, position_BG, slot, valid_BGC) -> (hidden_BGD, cache);
-           writes slot `slot` of the cache (per-layer KV [B, G, K, C, h]) and attends to the valid
+           writes slot `slot` of the cache (per-layer KV [B, K, G, C, h]) and attends to the valid
   logits:  (params, hidden) -> float32 [..., V]
   split:   (params) -> params with one subtree a layer, as `decode` wants them: done once, outside
            of the sampling loop
@@ -62,48 +63,49 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (out * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def rotate(x_BGQHh: jax.Array, position_BGQ: jax.Array, theta: float) -> jax.Array:
+def rotate(x_BKGQRh: jax.Array, position_BGQ: jax.Array, theta: float) -> jax.Array:
   """Rotary position embedding on halves of the head (arXiv 2104.09864)."""
-  half = x_BGQHh.shape[-1] // 2
+  half = x_BKGQRh.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = position_BGQ[..., None, None].astype(jnp.float32) * frequency.reshape(1, 1, 1, 1, half)
+  angle = position_BGQ[:, None, :, :, None, None].astype(jnp.float32)
+  angle *= frequency.reshape(1, 1, 1, 1, 1, half)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  a, b = jnp.split(x_BGQHh.astype(jnp.float32), 2, -1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BGQHh.dtype)
+  a, b = jnp.split(x_BKGQRh.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BKGQRh.dtype)
 
 
 def attend(
-  q_BGQHh: jax.Array, own: KV, mask_BGQC: jax.Array, prefix: KV | None, prefix_mask_BT
+  q_BKGQRh: jax.Array, own: KV, mask_BGQC: jax.Array, prefix: KV | None, prefix_mask_BT
 ) -> jax.Array:
-  """softmax(q k^T / sqrt(h)) v over a shared prefix and the row's own keys.
+  """softmax(q k^T / sqrt(h)) v over a shared prefix and the row's own keys, like the queries.
 
-  The two parts meet in the softmax's sums, so the prefix is never copied to the rows.
-  own: [B, G, K, C, h] each; prefix: [B, K, T, h] each. Returns [B, G, Q, H, h].
+  The two parts meet in the softmax's sums, so the prefix is never copied to the rows, and each of
+  the four products is one batched matrix product without transposes.
+  own: [B, K, G, C, h] each; prefix: [B, K, T, h] each; R query heads share a key head.
   """
-  B, G, Q, H, h = q_BGQHh.shape
+  B, K, G, Q, R, h = q_BKGQRh.shape
   k, v = own
-  K = k.shape[2]
-  q = (q_BGQHh * h**-0.5).reshape(B, G, Q, K, H // K, h)
-  f32 = jnp.float32
-  s = jnp.einsum("bgqkrh,bgkch->bgkqrc", q, k, preferred_element_type=f32)
-  s = jnp.where(mask_BGQC[:, :, None, :, None, :], s, MASKED)
+  dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+  q = q_BKGQRh * h**-0.5
+  rows, group = q.reshape(B, K, G, Q * R, h), q.reshape(B, K, G * Q * R, h)
+  s = dot("bkgxh,bkgch->bkgxc", rows, k).reshape(B, K, G, Q, R, -1)
+  s = jnp.where(mask_BGQC[:, None, :, :, None], s, MASKED)
   top = s.max(-1)
   if prefix is not None:
-    sp = jnp.einsum("bgqkrh,bkth->bkgqrt", q, prefix[0], preferred_element_type=f32)
-    sp = jnp.where(prefix_mask_BT[:, None, None, None, None, :], sp, MASKED)
-    top = jnp.maximum(top, sp.max(-1).swapaxes(1, 2))
-  top = jax.lax.stop_gradient(top)
-  e = jnp.exp(s - top[..., None])
+    sp = dot("bkxh,bkth->bkxt", group, prefix[0]).reshape(B, K, G, Q, R, -1)
+    sp = jnp.where(prefix_mask_BT[:, None, None, None, None], sp, MASKED)
+    top = jnp.maximum(top, sp.max(-1))
+  top = jax.lax.stop_gradient(top)[..., None]
+  e = jnp.exp(s - top)
   total = e.sum(-1)
-  out = jnp.einsum("bgkqrc,bgkch->bgqkrh", e.astype(v.dtype), v, preferred_element_type=f32)
+  out = dot("bkgxc,bkgch->bkgxh", e.astype(v.dtype).reshape(B, K, G, Q * R, -1), v)
+  out = out.reshape(q.shape)
   if prefix is not None:
-    ep = jnp.exp(sp - top.swapaxes(1, 2)[..., None])
-    total += ep.sum(-1).swapaxes(1, 2)
-    out += jnp.einsum(
-      "bkgqrt,bkth->bgqkrh", ep.astype(v.dtype), prefix[1], preferred_element_type=f32
-    )
-  out /= total.transpose(0, 1, 3, 2, 4)[..., None]
-  return out.reshape(B, G, Q, H, h).astype(q_BGQHh.dtype)
+    ep = jnp.exp(sp - top)
+    total += ep.sum(-1)
+    ep = ep.astype(v.dtype).reshape(B, K, G * Q * R, -1)
+    out += dot("bkxt,bkth->bkxh", ep, prefix[1]).reshape(q.shape)
+  return (out / total[..., None]).astype(q.dtype)
 
 
 class Layer(nn.Module):
@@ -124,19 +126,23 @@ class Layer(nn.Module):
       x, self.param(name, nn.initializers.ones, (D,), jnp.float32), c.norm_eps
     )
     y = norm("attn_norm", x_BGQD)
-    q = rotate(jnp.einsum("bgqd,dhk->bgqhk", y, weight("q", D, H, h)), position_BGQ, c.rope_theta)
-    k = rotate(jnp.einsum("bgqd,dhk->bgqhk", y, weight("k", D, K, h)), position_BGQ, c.rope_theta)
-    v = jnp.einsum("bgqd,dhk->bgqhk", y, weight("v", D, K, h))
-    own = (k.transpose(0, 1, 3, 2, 4), v.transpose(0, 1, 3, 2, 4))
+    # One product for queries, keys and values: R query heads beside their key and value head.
+    qkv = [weight("q", D, H, h).reshape(D, K, H // K, h)]
+    qkv += [weight(name, D, K, h)[:, :, None] for name in "kv"]
+    qkv = jnp.einsum("bgqd,dkrh->bgqkrh", y, jnp.concatenate(qkv, 2)).transpose(0, 3, 1, 2, 4, 5)
+    qk, v = rotate(qkv[..., :-1, :], position_BGQ, c.rope_theta), qkv[..., -1, :]
+    q, own = qk[..., :-1, :], (qk[..., -1, :], v)
     if cache is not None:
       write = jax.lax.dynamic_update_slice_in_dim
       own = tuple(write(old, part, slot, 3) for old, part in zip(cache, own, strict=True))
     out = attend(q, own, mask_BGQC, prefix, prefix_mask_BT)
+    out = out.transpose(0, 2, 3, 1, 4, 5).reshape(*x_BGQD.shape[:3], H, h)
     x_BGQD += jnp.einsum("bgqhk,hkd->bgqd", out, weight("o", H, h, D, fn=last))
     y = norm("mlp_norm", x_BGQD)
-    gate = jnp.einsum("bgqd,df->bgqf", y, weight("gate", D, F))
-    up = jnp.einsum("bgqd,df->bgqf", y, weight("up", D, F))
-    x_BGQD += jnp.einsum("bgqf,fd->bgqd", nn.silu(gate) * up, weight("down", F, D, fn=last))
+    both = jnp.stack([weight("gate", D, F), weight("up", D, F)], 1)
+    both = jnp.einsum("bgqd,dcf->bgqcf", y, both)
+    y = nn.silu(both[..., 0, :]) * both[..., 1, :]
+    x_BGQD += jnp.einsum("bgqf,fd->bgqd", y, weight("down", F, D, fn=last))
     return x_BGQD, own
 
 
@@ -148,7 +154,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens_BGQ, position_BGQ, mask_BGQC, prefix_mask_BT, prefix):
-    """Returns (hidden_BGQD, keys and values stacked over layers [L, B, G, K, Q, h])."""
+    """Returns (hidden_BGQD, keys and values stacked over layers [L, B, K, G, Q, h])."""
     c = self.config
     init = nn.initializers.normal(0.02)
     embed = self.param("embed", init, (self.vocab, c.width), jnp.float32)
@@ -189,7 +195,7 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
     hidden, kv = decoder.apply(
       {"params": params}, tokens_BT[:, None], position, mask[:, None], None, None
     )
-    kv = jax.tree.map(lambda x: x[:, :, 0], kv)
+    kv = jax.tree.map(lambda x: x[:, :, :, 0], kv)
     return hidden[:, 0], Prefix(kv=_unstack(kv, config.layers), length_B=length_B)
 
   def prefix_mask(prefix):

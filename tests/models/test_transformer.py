@@ -77,7 +77,7 @@ def test_extend_and_decode_continue_the_prompt(lm_and_params):
   np.testing.assert_allclose(lm.logits(params, hidden)[0], want, rtol=2e-4, atol=2e-4)
 
   weights = lm.split(params)
-  shape = (1, 2, config.kv_heads, 6, config.head_dim)
+  shape = (1, config.kv_heads, 2, 6, config.head_dim)
   cache = tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.layers))
   for t in range(5):
     hidden, cache = lm.decode(

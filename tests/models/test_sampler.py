@@ -1,0 +1,43 @@
+"""Drawing tokens: the distribution, its truncations, its edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgpo.config import Sampling
+from sgpo.models import sampler
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 385])
+def test_draw_follows_the_weights(size):
+  rng = np.random.default_rng(size)
+  weights = rng.exponential(size=size) * (rng.random(size) < 0.7)
+  weights[-1] = 1.0
+  rows = jnp.broadcast_to(jnp.array(weights, jnp.float32), (40_000, size))
+  got = np.bincount(np.asarray(sampler.draw(rows, jax.random.key(0))), minlength=size)
+  want = weights / weights.sum() * len(rows)
+  assert (got[weights == 0] == 0).all()
+  some = want > 0
+  assert ((got - want)[some] ** 2 / want[some]).sum() < some.sum() + 5 * (2 * some.sum()) ** 0.5
+
+
+def test_draw_finds_a_single_weight_wherever_it_stands():
+  rows = jnp.eye(101) * 1e-30
+  np.testing.assert_array_equal(sampler.draw(rows, jax.random.key(1)), np.arange(101))
+
+
+def test_truncation_and_log_probabilities():
+  logits = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (5000, 4))
+  for sampling, allowed in (
+    (Sampling(top_k=2), {0, 1}),
+    (Sampling(top_p=0.9), {0, 1, 2}),
+    (Sampling(), {0, 1, 2, 3}),
+    (Sampling(temperature=0.0), {0}),
+  ):
+    token, logp = sampler.choose(logits, jax.random.key(2), sampling)
+    assert set(np.asarray(token).tolist()) == allowed
+    np.testing.assert_allclose(logp, np.asarray(logits)[0, np.asarray(token)], rtol=1e-5)
+  token, logp = sampler.choose(logits, jax.random.key(3), Sampling(temperature=2.0))
+  heated = np.sqrt([0.5, 0.3, 0.15, 0.05])
+  np.testing.assert_allclose(np.exp(logp), (heated / heated.sum())[np.asarray(token)], rtol=1e-5)
