@@ -1,4 +1,4 @@
-"""Seconds of one SGPO step by part, executions a second, compilations, peak memory.
+"""Seconds of one SGPO step by part, executions a second, memory.
 
 python -m experiments.step_cost.run --config=configs/word_problems.py
 
@@ -44,6 +44,7 @@ def main(_) -> None:
   allocator.restart_with_huge_pages()
   allocator.keep_heap()
   import jax
+  import jax.numpy as jnp
 
   from sgpo import config as config_lib
   from sgpo import policy
@@ -57,12 +58,21 @@ def main(_) -> None:
   tokenizer = Tokenizer.train(dataset.texts(), config.data.vocab_size)
   params = policy.init_params(config, tokenizer.vocab_size, jax.random.key(0))
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
-  runs = {}
+  runs, memory = {}, {}
   for name, variant in variants(config).items():
     method = method_lib.make(variant, dataset, tokenizer, None)
     batch = next(method.batches(0))
-    step = jax.jit(method.step, donate_argnums=0)
-    runs[name] = [step, jax.jit(method.init)(params), batch]
+    state = jax.jit(method.init)(params)
+    step = jax.jit(method.step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
+    runs[name] = [step, state, batch]
+    if not memory:  # the whole step, before the others take theirs
+      jax.block_until_ready(step(jax.tree.map(jnp.copy, state), batch, jax.random.key(0)))
+      used = step.memory_analysis()
+      memory = {
+        "state_mb": used.argument_size_in_bytes >> 20,
+        "buffers_mb": used.temp_size_in_bytes >> 20,
+        "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+      }
   sample = jax.jit(
     partial(
       policy.rollout, lm, group=config.sgpo.strategies, room=config.room,
@@ -96,9 +106,7 @@ def main(_) -> None:
         "rest_s": round(whole - median["sampling"], 3),
         "executions_per_s": round(c.sources * c.strategies * (1 + c.siblings) / whole, 1),
         "share": {name: share(name) for name in runs if name != "whole"},
-        "compilations": runs["whole"][0]._cache_size(),
-        "first_step_s": round(seconds["whole"][0], 1),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **memory,
       }
     )
   )
