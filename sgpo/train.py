@@ -173,17 +173,14 @@ def _describe(run: Run, parameters: int) -> dict:
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-  """Collects SIGINT and SIGTERM instead of dying of them."""
-  caught: list[int] = []
-  old = {
-    n: signal.signal(n, lambda n, _: caught.append(n)) for n in (signal.SIGINT, signal.SIGTERM)
-  }
+def on_signal(handler) -> Iterator[None]:
+  """Calls `handler(number, frame)` on SIGINT and SIGTERM instead of dying of them."""
+  old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
   try:
-    yield caught
+    yield
   finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
+    for number, previous in old.items():
+      signal.signal(number, previous)
 
 
 def _abstract_state(run: Run, method: Method, params: Any) -> Any:
@@ -392,7 +389,12 @@ def run(config: config_lib.Config, workdir: str) -> str:
   if os.path.exists(os.path.join(workdir, "DONE")):
     print(f"{workdir} is done; its report is {workdir}/report.html")
     return os.path.join(workdir, "report.html")
-  with signals() as caught:
+  caught: list[int] = []
+
+  def leave(number, _):
+    raise Interrupted(number, f"--workdir={workdir}")
+
+  with on_signal(lambda number, _: caught.append(number)):
     r = _open(config, workdir)
     with jax.set_mesh(r.mesh):
       params = _first_params(r)
@@ -409,9 +411,8 @@ def run(config: config_lib.Config, workdir: str) -> str:
           state = jax.device_put(method.prepare(state), shardings)
         state = run_stage(r, state, position, offset, caught)
         offset += method.steps
-        finish_stage(r, state, stage, offset)
-        if caught:
-          raise Interrupted(caught[0], f"--workdir={workdir}")
+        with on_signal(leave):  # all is saved: evaluation need not be waited for
+          finish_stage(r, state, stage, offset)
         params, state = state.params, None
         position = Position(stage + 1, 0, None)
     r.checkpointer.close()
