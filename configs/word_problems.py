@@ -18,7 +18,7 @@ def get_config():
   config.sft.learning_rate = 3e-3
   config.sft.weight_decay = 0.1
   config.data.practice_families = 0.6
-  config.sgpo.steps = 120
+  config.sgpo.steps = 150
   config.sgpo.microbatches = 16  # fits the cache of a CPU
-  config.eval.problems = 384
+  config.eval.problems = 768
   return config
