@@ -68,6 +68,9 @@ def markdown(results: dict[int, tuple[dict, dict]], command: str) -> str:
     plans = [f"{n} {before['splits'][n]['plan']['mean']:.2f} → {s['plan']['mean']:.2f}"
              for n, s in after["splits"].items()]  # fmt: skip
     out += ["", "Plans right: " + ", ".join(plans) + "."]
+    guided = [f"{n} {s['guided']['mean']:.3f}" for n, s in after["splits"].items() if s["guided"]]
+    if guided:
+      out += ["", "After SGPO with hints from the bank: " + ", ".join(guided) + "."]
   return "\n".join(out) + "\n"
 
 
@@ -96,7 +99,7 @@ def picture(results: dict[int, tuple[dict, dict]], path: str) -> None:
       axis.spines["left"].set_visible(False)
     axis.plot([], [], "o", ms=4, color=charts.BEFORE, label="cold start")
     axis.plot([], [], "o", ms=4, color=charts.AFTER, label="after SGPO, 95% interval")
-    axis.legend(loc="lower right", frameon=False)
+    axis.legend(loc="center right", bbox_to_anchor=(1, 0.3), frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
