@@ -102,18 +102,18 @@ def test_golden_step(config, symbols):
 
 
 GOLDEN = {
-  "bank/admitted": 8.0,
-  "bank/success": 0.69444442,
-  "rollout/accuracy": 0.1875,
-  "rollout/transfer": 0.375,
-  "rollout/agreement": 0.0,
-  "rollout/reward_mean": 0.64687622,
-  "rollout/strategy_length": 3.5,
-  "rollout/zero_std_frac": 0.25,
-  "train/loss": 0.01888039,
-  "train/grad_norm": 0.2855095,
-  "train/entropy": 0.41852623,
-  "train/strategy_entropy": 1.51304495,
+  "bank/admitted": 6.0,
+  "bank/success": 0.73333329,
+  "rollout/accuracy": 0.3125,
+  "rollout/transfer": 0.3125,
+  "rollout/agreement": 0.02083333,
+  "rollout/reward_mean": 0.71979225,
+  "rollout/strategy_length": 3.75,
+  "rollout/zero_std_frac": 0.0,
+  "train/loss": 0.02109748,
+  "train/grad_norm": 0.27383846,
+  "train/entropy": 0.41936055,
+  "train/strategy_entropy": 1.51742923,
 }
 
 
