@@ -202,7 +202,9 @@ def main() -> None:
     full = lambda n: np.full(rows, n, np.int32)
     batch = Examples(tokens(0, rows, 1), full(1), tokens(1, rows, first), full(first),
                      tokens(2, rows, second), full(second))  # fmt: skip
-    bound = dict(lm=lm, optimizer=optimizer, config=base, symbols=tokenizer.symbols)
+    pieces = args.microbatches or max(1, rows * length // 512)
+    config = dataclasses.replace(base, sft=dataclasses.replace(base.sft, microbatches=pieces))
+    bound = dict(lm=lm, optimizer=optimizer, config=config, symbols=tokenizer.symbols)
     step = jax.jit(partial(sft.sft_step, **bound), donate_argnums=0)
 
     def one(i):
