@@ -102,18 +102,18 @@ def test_golden_step(config, symbols):
 
 
 GOLDEN = {
-  "bank/admitted": 6.0,
-  "bank/success": 0.73333329,
-  "rollout/accuracy": 0.3125,
-  "rollout/transfer": 0.3125,
-  "rollout/agreement": 0.02083333,
-  "rollout/reward_mean": 0.71979225,
-  "rollout/strategy_length": 3.75,
-  "rollout/zero_std_frac": 0.0,
-  "train/loss": 0.02109748,
-  "train/grad_norm": 0.27383846,
-  "train/entropy": 0.41936055,
-  "train/strategy_entropy": 1.51742923,
+  "bank/admitted": 4.0,
+  "bank/success": 0.72916663,
+  "rollout/accuracy": 0.1875,
+  "rollout/transfer": 0.21875,
+  "rollout/agreement": 0.0,
+  "rollout/reward_mean": 0.48125172,
+  "rollout/strategy_length": 4.3125,
+  "rollout/zero_std_frac": 0.25,
+  "train/loss": -0.00103108,
+  "train/grad_norm": 0.2642642,
+  "train/entropy": 0.43538293,
+  "train/strategy_entropy": 1.52522254,
 }
 
 

@@ -85,11 +85,11 @@ class Tokenizer:
     return self._model.decode([int(i) for i in ids if i not in skipped])
 
   def encode_prompt(self, question: str, hints: Sequence[str] = ()) -> list[int]:
-    """Begin, question, then each hint behind its marker."""
-    ids = [self.symbols.bos, *self.encode(question)]
+    """Each hint behind its marker, then begin and the question."""
+    ids = []
     for hint in hints:
       ids += [self.symbols.hint, *self.encode_strategy(hint)[:-1]]
-    return ids
+    return [*ids, self.symbols.bos, *self.encode(question)]
 
   def encode_strategy(self, plan: str) -> list[int]:
     """A plan, closed by the execute marker; an empty plan is the marker alone."""
@@ -101,13 +101,15 @@ class Tokenizer:
 
   def split_prompt(self, ids: Sequence[int]) -> list[str]:
     """The question and the hints of a prompt, as text."""
-    parts: list[list[int]] = [[]]
-    for token in ids:
+    ids = list(ids)
+    begin = ids.index(self.symbols.bos)
+    hints: list[list[int]] = []
+    for token in ids[:begin]:
       if token == self.symbols.hint:
-        parts.append([])
+        hints.append([])
       else:
-        parts[-1].append(token)
-    return [self.decode(parts[0]), *(self.pretty_plan(part) for part in parts[1:])]
+        hints[-1].append(token)
+    return [self.decode(ids[begin:]), *map(self.pretty_plan, hints)]
 
   def pretty_plan(self, ids: Sequence[int]) -> str:
     """A strategy's text up to its closing marker, `q*q; r1-q`."""

@@ -34,7 +34,7 @@ class Solver:
     self.room = config_lib.Room(e.prompt, e.strategy + 1, e.execution, config.room.numbers)
     self.lm = transformer.make_lm(config.model, tokenizer.vocab_size)
     self.sampling = config.sampling.replace(temperature=0.0)
-    self._hint = jax.jit(self._append_hints)
+    self._hint = jax.jit(self._prepend_hints)
     self._extract = jax.jit(self._extract_greedy)
     self._execute = jax.jit(self._execute_greedy, static_argnames="opening")
 
@@ -43,11 +43,11 @@ class Solver:
     """Whether there is a bank to retrieve from."""
     return isinstance(self.state.bank, bank_lib.Bank) and self.config.bank.retrieved > 0
 
-  def _append_hints(self, reference, bank, prompt_BT, length_B):
+  def _prepend_hints(self, reference, bank, prompt_BT, length_B):
     query = policy.embed(self.lm, reference, prompt_BT, length_B)
     hits = bank_lib.retrieve(bank, query, self.config.bank.retrieved)
     length_BR = jnp.where(hits.valid_QR, hits.length_QR, 0)
-    hinted = policy.append_hints(prompt_BT, length_B, hits.tokens_QRS, length_BR, self.symbols)
+    hinted = policy.prepend_hints(prompt_BT, length_B, hits.tokens_QRS, length_BR, self.symbols)
     return hinted, hits
 
   def _extract_greedy(self, params, prompt_BT, length_B):

@@ -60,10 +60,10 @@ def truncate_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
   return logits
 
 
-def draw(weights: jax.Array, key: jax.Array) -> jax.Array:
+def draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
   """Index i of the last axis with probability weights_i / sum(weights), int32.
 
-  Inverts the distribution with one uniform number a row, in two levels, so that neither a random
+  Inverts the distribution at one number from [0, 1) a row, in two levels, so that neither a random
   number nor a running sum over the whole vocabulary is needed. A weight of 0 is never drawn.
   """
   V = weights.shape[-1]
@@ -81,14 +81,16 @@ def draw(weights: jax.Array, key: jax.Array) -> jax.Array:
     return index, take(sums) - take(parts)
 
   totals = blocks.sum(-1)
-  at = jax.random.uniform(key, (*weights.shape[:-1], 1)) * totals.sum(-1, keepdims=True)
+  at = uniform[..., None] * totals.sum(-1, keepdims=True)
   first, before = pick(totals, at)
   second, _ = pick(jnp.take_along_axis(blocks, first[..., None], -2)[..., 0, :], at - before)
   return (first * block + second)[..., 0].astype(jnp.int32)
 
 
-def choose(logits: jax.Array, key: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-  """(token, its log-probability); temperature 0 is greedy.
+def choose(
+  logits: jax.Array, uniform: jax.Array, sampling: Sampling
+) -> tuple[jax.Array, jax.Array]:
+  """(token, its log-probability), one number from [0, 1) a row; temperature 0 is greedy.
 
   The log-probability is of softmax(logits / temperature), before any truncation: the distribution
   that the trainer sees. Greedy choices are reported at temperature 1.
@@ -99,9 +101,9 @@ def choose(logits: jax.Array, key: jax.Array, sampling: Sampling) -> tuple[jax.A
   if sampling.temperature == 0:
     token = logits.argmax(-1).astype(jnp.int32)
   elif sampling.top_k or sampling.top_p < 1:
-    token = draw(jnp.exp(truncate_logits(logits, sampling) - top), key)
+    token = draw(jnp.exp(truncate_logits(logits, sampling) - top), uniform)
   else:
-    token = draw(weights, key)
+    token = draw(weights, uniform)
   chosen = jnp.take_along_axis(logits - top, token[..., None], -1)[..., 0]
   return token, chosen - jnp.log(weights.sum(-1))
 
@@ -132,6 +134,7 @@ def generate(
   B, G, C = context.valid_BGC.shape
   pad = jnp.full((B, G, room), symbols.pad, jnp.int32)
   slot_BGC = slots((B, G), C)
+  uniform_LBG = jax.random.uniform(key, (room, B, G))  # drawn here: cheaper than in the loop
 
   def write(buffer, value, done, step):
     value = jnp.where(done, jnp.zeros_like(value), value).astype(buffer.dtype)
@@ -152,7 +155,7 @@ def generate(
       slot,
       context.valid_BGC | fresh,
     )
-    token, logp = choose(lm.logits(params, hidden), jax.random.fold_in(key, loop.step), sampling)
+    token, logp = choose(lm.logits(params, hidden), uniform_LBG[loop.step], sampling)
     mine = jnp.zeros((B, G), bool)
     state = loop.calculator
     if sampling.calculator:

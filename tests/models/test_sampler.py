@@ -15,7 +15,8 @@ def test_draw_follows_the_weights(size):
   weights = rng.exponential(size=size) * (rng.random(size) < 0.7)
   weights[-1] = 1.0
   rows = jnp.broadcast_to(jnp.array(weights, jnp.float32), (40_000, size))
-  got = np.bincount(np.asarray(sampler.draw(rows, jax.random.key(0))), minlength=size)
+  token = sampler.draw(rows, jax.random.uniform(jax.random.key(0), len(rows)))
+  got = np.bincount(np.asarray(token), minlength=size)
   want = weights / weights.sum() * len(rows)
   assert (got[weights == 0] == 0).all()
   some = want > 0
@@ -24,20 +25,22 @@ def test_draw_follows_the_weights(size):
 
 def test_draw_finds_a_single_weight_wherever_it_stands():
   rows = jnp.eye(101) * 1e-30
-  np.testing.assert_array_equal(sampler.draw(rows, jax.random.key(1)), np.arange(101))
+  for uniform in (0.0, 0.5, 1 - 2**-24):
+    np.testing.assert_array_equal(sampler.draw(rows, jnp.full(101, uniform)), np.arange(101))
 
 
 def test_truncation_and_log_probabilities():
   logits = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (5000, 4))
+  uniform = jax.random.uniform(jax.random.key(2), 5000)
   for sampling, allowed in (
     (Sampling(top_k=2), {0, 1}),
     (Sampling(top_p=0.9), {0, 1, 2}),
     (Sampling(), {0, 1, 2, 3}),
     (Sampling(temperature=0.0), {0}),
   ):
-    token, logp = sampler.choose(logits, jax.random.key(2), sampling)
+    token, logp = sampler.choose(logits, uniform, sampling)
     assert set(np.asarray(token).tolist()) == allowed
     np.testing.assert_allclose(logp, np.asarray(logits)[0, np.asarray(token)], rtol=1e-5)
-  token, logp = sampler.choose(logits, jax.random.key(3), Sampling(temperature=2.0))
+  token, logp = sampler.choose(logits, uniform, Sampling(temperature=2.0))
   heated = np.sqrt([0.5, 0.3, 0.15, 0.05])
   np.testing.assert_allclose(np.exp(logp), (heated / heated.sum())[np.asarray(token)], rtol=1e-5)
