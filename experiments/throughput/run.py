@@ -25,7 +25,6 @@ from types import SimpleNamespace
 from sgpo import allocator
 
 BEGAN = time.perf_counter()
-SIBLINGS = 3  # K in mode sgpo
 COLUMNS = (
   "width layers heads kv_heads head_dim mlp_width vocab prompts samples prompt completion".split()
 )
@@ -44,10 +43,15 @@ class Laps:
 
   def __init__(self, mode: str, args: argparse.Namespace, out):
     self.mode, self.args, self.out = mode, args, out
-    self.wall, self.cpu, self.first = [], [], 0.0
+    self.wall, self.cpu, self.first, self.recompiled = [], [], 0.0, 0
 
   def run(self, step) -> None:
     """Calls `step(i)`, which waits for its result, warm-up included."""
+    from jax import monitoring
+
+    seen = []
+    monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))
+    compilations = lambda: sum("backend_compile" in event for event in seen)
     for i in range(self.args.warmup + self.args.steps):
       if self.args.gate:
         print("READY", file=self.out, flush=True)
@@ -57,13 +61,16 @@ class Laps:
       wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
       if not i:
         self.first = time.perf_counter() - BEGAN
+        before = compilations()
       self.wall.append(wall)
       self.cpu.append(cpu)
       if self.args.gate:
         done = json.dumps(dict(mode=self.mode, s=wall, cpu=cpu))
         print("DONE", done, file=self.out, flush=True)
+    assert before, "jax reports no compilation: the count below would say nothing"
+    self.recompiled = compilations() - before
 
-  def report(self, tokens: int, **more) -> None:
+  def report(self, tokens: int) -> None:
     """One JSON line."""
     wall, cpu = self.wall[self.args.warmup :], self.cpu[self.args.warmup :]
     median = statistics.median(wall)
@@ -73,7 +80,8 @@ class Laps:
       cpu_s_median=round(statistics.median(cpu), 4), tokens=tokens,
       tok_per_s=round(tokens / median, 1), first_step_s=round(self.wall[0], 2),
       process_start_to_first_step_s=round(self.first, 1),
-      peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, **more,
+      peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+      recompilations=self.recompiled,
     )  # fmt: skip
     print(json.dumps(line), file=self.out, flush=True)
 
@@ -91,6 +99,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--no-allocator", action="store_true", help="leave the heap as it is")
   parser.add_argument("--cache", default="", help="folder of the compilation cache")
   parser.add_argument("--microbatches", type=int, default=0, help="0: pieces that fit the cache")
+  parser.add_argument("--siblings", type=int, default=3, help="K in mode sgpo")
   for name in COLUMNS:
     parser.add_argument(f"--{name}", type=int, default=0)
   return parser.parse_args()
@@ -171,7 +180,7 @@ def main() -> None:
       jax.block_until_ready((state, metrics))
 
     laps.run(one)
-    laps.report(rows * (w.prompt + w.completion), compilations=step._cache_size())
+    laps.report(rows * (w.prompt + w.completion))
 
   def decode(laps):
     params = lm.init(jax.random.key(0))
@@ -191,7 +200,7 @@ def main() -> None:
         step(params, tokens(i, w.prompts, w.prompt), jax.random.key(i))
       )
     )
-    laps.report(rows * w.completion, compilations=step._cache_size())
+    laps.report(rows * w.completion)
 
   def train(laps):
     optimizer = optax.adamw(1e-5)
@@ -213,11 +222,11 @@ def main() -> None:
       jax.block_until_ready((state, metrics))
 
     laps.run(one)
-    laps.report(rows * length, compilations=step._cache_size())
+    laps.report(rows * length)
 
   modes = dict(
-    rl=partial(reinforce, siblings=0), sgpo=partial(reinforce, siblings=SIBLINGS), decode=decode,
-    train=train,
+    rl=partial(reinforce, siblings=0), sgpo=partial(reinforce, siblings=args.siblings),
+    decode=decode, train=train,
   )  # fmt: skip
   for mode in args.modes.split(","):
     modes[mode](Laps(mode, args, out))
