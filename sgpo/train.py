@@ -32,6 +32,7 @@ from sgpo.types import TrainState
 
 log = logging.getLogger(__name__)
 FREE = ("log_every", "checkpoint")  # config keys that may change between resumes
+FOLDERS = ("checkpoints", "samples", "bank", "eval")  # of a run
 
 
 class Interrupted(Exception):
@@ -108,10 +109,14 @@ def check(config: config_lib.Config) -> None:
   if len(set(config.stages)) < len(config.stages):
     raise ValueError(f"config.stages = {config.stages} names a method twice; files are by its name")
   data = sharding.make_mesh(config.mesh).shape["data"]
-  for name, size in (("sft.batch", config.sft.batch), ("sgpo.sources", config.sgpo.sources)):
-    if size % data:
+  for name, size, pieces in (
+    ("sft.batch", config.sft.batch, config.sft.microbatches),
+    ("sgpo.sources", config.sgpo.sources, config.sgpo.microbatches),
+  ):
+    if size % (data * pieces):
       raise ValueError(
-        f"config.{name} = {size} is not divisible by the mesh's data axis of {data} devices"
+        f"config.{name} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
+        f"by the mesh's data axis of {data} devices"
       )
 
 
@@ -138,15 +143,16 @@ def open_folder(config: config_lib.Config, workdir: str) -> None:
     raise ValueError(f"config.init_from = {config.init_from!r} holds no run: no config.json there")
   try:
     os.makedirs(workdir, exist_ok=True)
-    if os.listdir(workdir):
+    files = {name for _, _, names in os.walk(workdir) for name in names}
+    if files - {"config.json.tmp", "command.txt"}:  # what a kill right here leaves
       raise ValueError(f"--workdir={workdir} is not empty and holds no run; choose another")
-    for name in ("checkpoints", "samples", "bank", "eval"):
-      os.makedirs(os.path.join(workdir, name))
+    for name in FOLDERS:
+      os.makedirs(os.path.join(workdir, name), exist_ok=True)
+    with open(os.path.join(workdir, "command.txt"), "w", encoding="utf-8") as file:
+      file.write(" ".join(sys.argv) + "\n")
   except OSError as error:
     raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-  write_json(path, _as_json(config))
-  with open(os.path.join(workdir, "command.txt"), "w", encoding="utf-8") as file:
-    file.write(" ".join(sys.argv) + "\n")
+  write_json(path, _as_json(config))  # last: with it the folder is a run's
 
 
 def _describe(run: Run, parameters: int) -> dict:
@@ -361,7 +367,10 @@ def load(workdir: str) -> Loaded:
   path = os.path.join(workdir, "config.json")
   if not os.path.exists(path):
     raise ValueError(f"{workdir} holds no run: config.json is missing")
-  config = config_lib.read(ml_collections.ConfigDict(read_json(path)))
+  try:
+    config = config_lib.read(ml_collections.ConfigDict(read_json(path)))
+  except ValueError as error:
+    raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
   config = dataclasses.replace(config, mesh=(1, 1), init_from="")
   run = _open(config, workdir)
   init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)

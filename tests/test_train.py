@@ -116,6 +116,13 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
   assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
+def test_a_folder_that_a_kill_left_half_made_is_used(tmp_path):
+  train.open_folder(CONFIG, str(tmp_path))
+  os.rename(tmp_path / "config.json", tmp_path / "config.json.tmp")
+  train.open_folder(CONFIG, str(tmp_path))
+  assert train.read_json(str(tmp_path / "config.json"))["seed"] == CONFIG.seed
+
+
 def test_no_permission_is_said(tmp_path):
   (tmp_path / "file").write_text("x")
   with pytest.raises(ValueError, match="cannot be written: Not a directory"):
@@ -128,7 +135,11 @@ def test_no_permission_is_said(tmp_path):
     ({"stages": ("sfft",)}, 'unknown method .sfft.*Did you mean "sft"'),
     ({"mesh": (3, -1)}, "does not fit"),
     ({"mesh": (0, 1)}, "must hold positive sizes"),
-    ({"mesh": (8, 1)}, "sft.batch = 4 is not divisible by the mesh's data axis of 8"),
+    ({"mesh": (8, 1)}, "sft.batch = 4, in 1 microbatches of 4, is not divisible by .* axis of 8"),
+    (
+      {"mesh": (4, 2), "sft": dataclasses.replace(CONFIG.sft, microbatches=2)},
+      "sft.batch = 4, in 2 microbatches of 2, is not divisible by .* axis of 4",
+    ),
     ({"data": config_lib.Data(name="gsm8k", path="nowhere")}, "nowhere"),
     ({"data": config_lib.Data(name="word_problem")}, 'Did you mean "word_problems"'),
   ],

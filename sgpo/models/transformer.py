@@ -63,13 +63,19 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (out * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def rotate(x_BKGQRh: jax.Array, position_BGQ: jax.Array, theta: float) -> jax.Array:
-  """Rotary position embedding on halves of the head (arXiv 2104.09864)."""
-  half = x_BKGQRh.shape[-1] // 2
+def rotation(position_BGQ: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+  """(cos, sin) of position * theta^(-2i/h), [B, 1, G, Q, 1, h/2] each: once for all layers."""
+  half = head_dim // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle = position_BGQ[:, None, :, :, None, None].astype(jnp.float32)
   angle *= frequency.reshape(1, 1, 1, 1, 1, half)
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  # Behind a barrier, or XLA would compute them anew for each head of each layer.
+  return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+
+
+def rotate(x_BKGQRh: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotary position embedding on halves of the head (arXiv 2104.09864)."""
+  cos, sin = rotation
   a, b = jnp.split(x_BKGQRh.astype(jnp.float32), 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BKGQRh.dtype)
 
@@ -114,7 +120,7 @@ class Layer(nn.Module):
   config: config_lib.Model
 
   @nn.compact
-  def __call__(self, x_BGQD, position_BGQ, mask_BGQC, prefix_mask_BT, slot, prefix, cache):
+  def __call__(self, x_BGQD, rotation, mask_BGQC, prefix_mask_BT, slot, prefix, cache):
     """Returns (x_BGQD, own keys and values: the cache with its slot written, or the new ones)."""
     c = self.config
     D, H, K, h, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
@@ -130,7 +136,7 @@ class Layer(nn.Module):
     qkv = [weight("q", D, H, h).reshape(D, K, H // K, h)]
     qkv += [weight(name, D, K, h)[:, :, None] for name in "kv"]
     qkv = jnp.einsum("bgqd,dkrh->bgqkrh", y, jnp.concatenate(qkv, 2)).transpose(0, 3, 1, 2, 4, 5)
-    qk, v = rotate(qkv[..., :-1, :], position_BGQ, c.rope_theta), qkv[..., -1, :]
+    qk, v = rotate(qkv[..., :-1, :], rotation), qkv[..., -1, :]
     q, own = qk[..., :-1, :], (qk[..., -1, :], v)
     if cache is not None:
       write = jax.lax.dynamic_update_slice_in_dim
@@ -170,7 +176,8 @@ class Decoder(nn.Module):
       unroll=c.unroll,
     )(c, name="layers")
     x = embed.astype(c.dtype)[tokens_BGQ]
-    x, kv = layers(x, position_BGQ, mask_BGQC, prefix_mask_BT, 0, prefix, None)
+    angles = rotation(position_BGQ, c.head_dim, c.rope_theta)
+    x, kv = layers(x, angles, mask_BGQC, prefix_mask_BT, 0, prefix, None)
     norm = self.param("final_norm", nn.initializers.ones, (c.width,), jnp.float32)
     return rms_norm(x, norm, c.norm_eps), kv
 
@@ -212,11 +219,12 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
   def decode(params, prefix, cache, token_BG, position_BG, slot, valid_BGC):
     x = params["embed"].astype(config.dtype)[token_BG][:, :, None]
     out, mask = [], prefix_mask(prefix)
+    angles = rotation(position_BG[..., None], config.head_dim, config.rope_theta)
     for weights, shared, own in zip(params["layers"], prefix.kv, cache, strict=True):
       x, own = layer.apply(
         {"params": weights},
         x,
-        position_BG[..., None],
+        angles,
         valid_BGC[:, :, None],
         mask,
         slot,
