@@ -273,7 +273,7 @@ def add(
 
   bound_N = lower_bound(bank.successes_N, bank.trials_N)
   proven_N = (bank.trials_N >= min_trials) | (bank.status_N == ACTIVE)
-  status_N = jnp.where(proven_N & (bound_N >= admit), ACTIVE, QUARANTINED)
+  status_N = jnp.where(proven_N & (bound_N >= admit), jnp.int32(ACTIVE), QUARANTINED)
   bank = bank.replace(status_N=jnp.where(bank.status_N == EMPTY, EMPTY, status_N))
   merged = (entries.valid_C & (found_C | admitted_C)[leader_C]).sum() - admitted_C.sum()
   report = {

@@ -124,6 +124,10 @@ def test_compiled_once_without_host_callbacks(config, symbols):
   state = make_state(config, optimizer, symbols)
   jaxpr = str(jax.make_jaxpr(body)(state, make_families(), jax.random.key(0)))
   assert "callback" not in jaxpr and "outfeed" not in jaxpr
+  # A weak type in the state would compile the step once more behind a restored checkpoint.
+  following, _ = jax.eval_shape(body, state, make_families(), jax.random.key(0))
+  weak = lambda tree: [x.weak_type for x in jax.tree.leaves(tree)]
+  assert not any(weak(state)) and not any(weak(following))
   for i in range(3):
     state, metrics = run(state, make_families(), jax.random.key(i))
   assert int(state.step) == 3
