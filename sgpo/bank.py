@@ -96,10 +96,13 @@ def partition_specs() -> Bank:
   return Bank(**{name: rows for name in Bank.__dataclass_fields__})
 
 
-def retrieve(bank: Bank, query_QD: jax.Array, count: int) -> Hits:
+def retrieve(bank: Bank, query_QD: jax.Array, count: int, bandwidth: float) -> Hits:
   """The `count` best ACTIVE entries for each query, best first. Pure; exact.
 
-    score = cos(query, embedding) * lower_bound(successes, trials)
+    score = exp((cos(query, embedding) - 1) / bandwidth) * lower_bound(successes, trials)
+
+  The kernel is there because hidden states all point one way: between any two problems the cosine
+  is above 0.8, and times the bound it would rank by the bound alone.
 
   Rows or queries that are not finite score nothing, and neither does a query of zeros. Where
   fewer than `count` entries are active the rest has `valid_QR` false.
@@ -113,7 +116,8 @@ def retrieve(bank: Bank, query_QD: jax.Array, count: int) -> Hits:
   query_QD, usable_Q = unit(query_QD.astype(jnp.float32))
   cosine_QN = jnp.einsum("qd,nd->qn", query_QD, bank.embedding_ND, precision=_HIGHEST)
   bound_N = lower_bound(bank.successes_N, bank.trials_N)
-  score_QN = cosine_QN * bound_N[None]
+  # Ranked by logarithms, so that far entries keep their order.
+  score_QN = (cosine_QN - 1) / bandwidth + jnp.log(jnp.maximum(bound_N, 1e-30))[None]
   seen_QN = (bank.status_N == ACTIVE)[None] & usable_Q[:, None] & jnp.isfinite(score_QN)
   score_QR, index_QR = top_k(jnp.where(seen_QN, score_QN, -jnp.inf), count)
   valid_QR = score_QR > -jnp.inf
@@ -121,7 +125,7 @@ def retrieve(bank: Bank, query_QD: jax.Array, count: int) -> Hits:
     index_QR=jnp.where(valid_QR, index_QR, NO_ENTRY),
     tokens_QRS=jnp.where(valid_QR[..., None], bank.tokens_NS[index_QR], 0),
     length_QR=jnp.where(valid_QR, bank.length_N[index_QR], 0),
-    score_QR=jnp.where(valid_QR, score_QR, 0),
+    score_QR=jnp.exp(score_QR),
     valid_QR=valid_QR,
   )
 

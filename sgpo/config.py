@@ -100,6 +100,7 @@ class BankConfig:
   admit: float = 0.5  # lower confidence bound of transfer success that makes an entry active
   min_trials: int = 8  # sibling executions before an entry can become active
   bootstrap: int = 256  # worked examples whose plans seed the bank; 0 = none
+  bandwidth: float = 0.01  # similarity of problems: exp((cosine - 1) / bandwidth)
   merge: float = 0.95  # cosine above which equal strategies are one entry
 
 
@@ -203,7 +204,8 @@ _POSITIVE = (
   "room.prompt room.strategy room.execution room.numbers sft.batch sgpo.sources sgpo.strategies "
   "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
   "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
-  "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials"
+  "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials "
+  "bank.bandwidth"
 ).split()
 _NOT_NEGATIVE = (
   "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "

@@ -53,7 +53,7 @@ def retrieve(
   query_PD = policy.embed(lm, state.reference, prompt_PT, length_P)
   if not config.bank.retrieved:
     return families, Retrieval(query_PD, None, nobody)
-  hits = bank_lib.retrieve(state.bank, query_PD, config.bank.retrieved)
+  hits = bank_lib.retrieve(state.bank, query_PD, config.bank.retrieved, config.bank.bandwidth)
   kept_P = jax.random.bernoulli(key, 1 - config.bank.dropout, nobody.shape)
   hint_length_PR = jnp.where(kept_P[:, None] & hits.valid_QR, hits.length_QR, 0)
   prompt_PT, hinted_P = policy.prepend_hints(

@@ -19,7 +19,7 @@ N, S, D, C = 8, 3, 4, 6
 RULES = dict(admit=0.5, min_trials=6, merge=0.95)
 ADD = jax.jit(partial(bank_lib.add, **RULES))
 UPDATE = jax.jit(partial(bank_lib.update, **RULES))
-RETRIEVE = jax.jit(bank_lib.retrieve, static_argnums=2)
+RETRIEVE = jax.jit(partial(bank_lib.retrieve, bandwidth=0.5), static_argnums=2)
 BOUND = jax.jit(bank_lib.lower_bound)
 bounded = partial(settings, deadline=None, derandomize=True)
 
@@ -157,7 +157,7 @@ def test_retrieves_active_entries_only_and_equals_brute_force(batches, seed):
   assert (hits.index_QR[~hits.valid_QR] == NO_ENTRY).all()
   assert (hits.length_QR[~hits.valid_QR] == 0).all()
   cosine = query @ bank.embedding_ND.T / np.linalg.norm(query, axis=1, keepdims=True)
-  score = cosine * np.asarray(BOUND(bank.successes_N, bank.trials_N))
+  score = np.exp((cosine - 1) / 0.5) * np.asarray(BOUND(bank.successes_N, bank.trials_N))
   expected = -np.sort(-score[:, active], axis=1)[:, :3]
   np.testing.assert_allclose(hits.score_QR[:, : expected.shape[1]], expected, atol=1e-6)
 
@@ -365,7 +365,7 @@ def test_init_refuses_empty_sizes(sizes):
 @pytest.mark.parametrize("count", [0, N + 1])
 def test_retrieve_refuses_counts_outside_the_bank(count):
   with pytest.raises(ValueError, match=f"count = {count}"):
-    bank_lib.retrieve(bank_lib.init(N, S, D), jnp.ones((1, D)), count)
+    bank_lib.retrieve(bank_lib.init(N, S, D), jnp.ones((1, D)), count, 0.5)
 
 
 def random_entries(rng, size: int, room: int, width: int, words: int) -> bank_lib.Entries:
@@ -393,7 +393,7 @@ def test_sharded_equals_unsharded():
   query = rng.normal(size=(4, width)).astype(np.float32)
 
   def step(bank, batch, number):
-    hits = bank_lib.retrieve(bank, query, 3)
+    hits = bank_lib.retrieve(bank, query, 3, 0.5)
     bank, report = bank_lib.update(bank, hits, jnp.ones(4, bool), batch, number, **rules)
     return bank, (hits, report)
 

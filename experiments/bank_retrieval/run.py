@@ -18,6 +18,8 @@ import numpy as np
 from sgpo import allocator, bank_math
 from sgpo import bank as bank_lib
 
+BANDWIDTH = 0.1
+
 
 def full_bank(capacity: int, strategy_room: int, width: int, key: jax.Array) -> bank_lib.Bank:
   """A bank without empty rows: random strategies, embeddings and counts, all active."""
@@ -53,16 +55,18 @@ def time_retrieve(args: argparse.Namespace) -> dict[str, float]:
   bank_key, query_key = jax.random.split(jax.random.key(0))
   bank = full_bank(args.entries, 24, args.width, bank_key)
   queries = jax.random.normal(query_key, (args.queries, args.width))
-  retrieve = jax.jit(bank_lib.retrieve, static_argnums=2)
+  retrieve = jax.jit(partial(bank_lib.retrieve, bandwidth=BANDWIDTH), static_argnums=2)
   ours = lambda: retrieve(bank, queries, args.count)
   if not args.faiss:
     return {"retrieve_ms": round(median_ms(args.repeats, ours)[0], 2)}
   import faiss
 
-  index = faiss.IndexFlatIP(args.width)
+  # One dimension more, so that an inner product is the logarithm of our score, scaled.
   bound_N = bank_math.lower_bound(bank.successes_N, bank.trials_N)
-  index.add(np.asarray(bank.embedding_ND * bound_N[:, None]))  # inner products are our scores
-  host = np.asarray(bank_math.unit(queries)[0])
+  extra = BANDWIDTH * jnp.log(jnp.maximum(bound_N, 1e-30))
+  index = faiss.IndexFlatIP(args.width + 1)
+  index.add(np.asarray(jnp.concatenate([bank.embedding_ND, extra[:, None]], 1)))
+  host = np.pad(np.asarray(bank_math.unit(queries)[0]), ((0, 0), (0, 1)), constant_values=1)
   theirs = lambda: index.search(host, args.count)
   same = float((theirs()[1] == np.asarray(ours().index_QR)).mean())
   ms = median_ms(args.repeats, ours, theirs)

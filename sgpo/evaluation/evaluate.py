@@ -45,7 +45,8 @@ class Solver:
 
   def _prepend_hints(self, reference, bank, prompt_BT, length_B):
     query = policy.embed(self.lm, reference, prompt_BT, length_B)
-    hits = bank_lib.retrieve(bank, query, self.config.bank.retrieved)
+    c = self.config.bank
+    hits = bank_lib.retrieve(bank, query, c.retrieved, c.bandwidth)
     length_BR = jnp.where(hits.valid_QR, hits.length_QR, 0)
     hinted = policy.prepend_hints(prompt_BT, length_B, hits.tokens_QRS, length_BR, self.symbols)
     return hinted, hits
