@@ -14,7 +14,7 @@ def get_config():
   config.model.unroll = 4  # all layers: fastest for a model this small
   config.model.rope_theta = 100.0  # texts are short: copying numbers is learnt sooner
   config.data.worked_examples = 800
-  config.sft.steps = 700
+  config.sft.steps = 650
   config.sft.learning_rate = 3e-3
   config.sft.weight_decay = 0.1
   config.sft.microbatches = 2

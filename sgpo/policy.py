@@ -50,30 +50,26 @@ def embed(lm: LM, params, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Arra
   return last / jnp.maximum(jnp.linalg.norm(last, axis=-1, keepdims=True), 1e-6)
 
 
-def prepend_hints(
+def append_hints(
   prompt_BT: jax.Array,
   length_B: jax.Array,
   hints_BRS: jax.Array,
   hint_length_BR: jax.Array,
   symbols: Symbols,
 ) -> tuple[jax.Array, jax.Array]:
-  """Puts `<hint> s` before each prompt for each hint of length > 0 that still fits its room.
-
-  Before, not behind: the way from a question's numbers to their use stays as long as it was.
-  """
-  T, R = prompt_BT.shape[1], hints_BRS.shape[1]
+  """Puts `<hint> s` behind each prompt for each hint of length > 0 that still fits its room."""
+  T = prompt_BT.shape[1]
   slot = jnp.arange(T)
 
   def one(prompt_T, length, hints_RS, hint_length_R):
-    sizes = []
-    for r in range(R):
-      size = jnp.where(hint_length_R[r] > 0, 1 + hint_length_R[r], 0)
-      sizes.append(jnp.where(length + size <= T, size, 0))
-      length += sizes[-1]
-    for r in reversed(range(R)):
-      text = hints_RS[r][jnp.clip(slot - 1, 0, hints_RS.shape[1] - 1)]
-      text = jnp.where(slot == 0, symbols.hint, text)
-      prompt_T = jnp.where(slot < sizes[r], text, jnp.roll(prompt_T, sizes[r]))
+    for r in range(hints_RS.shape[0]):
+      fits = (hint_length_R[r] > 0) & (length + 1 + hint_length_R[r] <= T)
+      at = slot - length
+      text = hints_RS[r][jnp.clip(at - 1, 0, hints_RS.shape[1] - 1)]
+      written = jnp.where((at > 0) & (at <= hint_length_R[r]), text, prompt_T)
+      written = jnp.where(at == 0, symbols.hint, written)
+      prompt_T = jnp.where(fits, written, prompt_T)
+      length += jnp.where(fits, 1 + hint_length_R[r], 0)
     return prompt_T, length
 
   return jax.vmap(one)(prompt_BT, length_B, hints_BRS, hint_length_BR)

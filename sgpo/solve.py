@@ -30,12 +30,13 @@ def solve(loaded: train.Loaded, question: str, samples: int, seed: int) -> dict:
   numbers = tuple(int(n) for n in re.findall(r"\d+", question))[: config.room.numbers]
   problem = Problem(question, 0, "", "", dataset.domains[0], numbers=numbers)
   families = pipeline.family_arrays([[problem]], tokenizer, solver.room, dataset.domains)
-  prompt, length = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
-  if solver.has_bank:
-    (prompt, length), _ = solver.hint(prompt, length)
+  bare = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
+  hinted = solver.hint(*bare)[0] if solver.has_bank else bare
+  # As in evaluation, hints guide the strategy alone: the bare problem is its sibling.
+  prompt, length = (np.stack(pair, 1) for pair in zip(hinted, bare, strict=True))
   rollout = jax.jit(
     lambda params, prompt, length, key: policy.rollout(
-      solver.lm, params, prompt[:, None], length[:, None], key, group=samples, room=solver.room,
+      solver.lm, params, prompt, length, key, group=samples, room=solver.room,
       symbols=solver.symbols, sampling=config.sampling,
     )
   )(state.params, prompt, length, jax.random.key(seed))  # fmt: skip
@@ -45,12 +46,12 @@ def solve(loaded: train.Loaded, question: str, samples: int, seed: int) -> dict:
     rows.append(
       {
         "strategy": tokenizer.pretty_plan(rollout.strategy.tokens_BL[0, g].tolist()),
-        "execution": tokenizer.pretty_execution(rollout.execution.tokens_BL[0, 0, g].tolist()),
-        "answer": int(value[0, 0, g]) if parsed[0, 0, g] else None,
+        "execution": tokenizer.pretty_execution(rollout.execution.tokens_BL[0, 1, g].tolist()),
+        "answer": int(value[0, 1, g]) if parsed[0, 1, g] else None,
       }
     )
   votes = collections.Counter(r["answer"] for r in rows if r["answer"] is not None)
-  _, *hints = tokenizer.split_prompt(np.asarray(prompt)[0].tolist())
+  _, *hints = tokenizer.split_prompt(prompt[0, 0].tolist())
   return {"hints": hints, "rows": rows, "answer": votes.most_common(1)[0][0] if votes else None}
 
 

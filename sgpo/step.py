@@ -56,7 +56,7 @@ def retrieve(
   hits = bank_lib.retrieve(state.bank, query_PD, config.bank.retrieved, config.bank.bandwidth)
   kept_P = jax.random.bernoulli(key, 1 - config.bank.dropout, nobody.shape)
   hint_length_PR = jnp.where(kept_P[:, None] & hits.valid_QR, hits.length_QR, 0)
-  prompt_PT, hinted_P = policy.prepend_hints(
+  prompt_PT, hinted_P = policy.append_hints(
     prompt_PT, length_P, hits.tokens_QRS, hint_length_PR, symbols
   )
   families = families.replace(

@@ -76,7 +76,7 @@ class Families:
 class Examples:
   """A batch of worked examples for supervised training."""
 
-  prompt_BT: jax.Array  # int32; hints, if any, stand before the question
+  prompt_BT: jax.Array  # int32; hints, if any, stand behind the question
   prompt_length_B: jax.Array
   strategy_BS: jax.Array  # int32, closed by symbols.execute; length 1 = no strategy
   strategy_length_B: jax.Array

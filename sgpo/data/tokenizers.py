@@ -85,11 +85,11 @@ class Tokenizer:
     return self._model.decode([int(i) for i in ids if i not in skipped])
 
   def encode_prompt(self, question: str, hints: Sequence[str] = ()) -> list[int]:
-    """Each hint behind its marker, then begin and the question."""
-    ids = []
+    """Begin, question, then each hint behind its marker."""
+    ids = [self.symbols.bos, *self.encode(question)]
     for hint in hints:
       ids += [self.symbols.hint, *self.encode_strategy(hint)[:-1]]
-    return [*ids, self.symbols.bos, *self.encode(question)]
+    return ids
 
   def encode_strategy(self, plan: str) -> list[int]:
     """A plan, closed by the execute marker; an empty plan is the marker alone."""
@@ -101,15 +101,13 @@ class Tokenizer:
 
   def split_prompt(self, ids: Sequence[int]) -> list[str]:
     """The question and the hints of a prompt, as text."""
-    ids = list(ids)
-    begin = ids.index(self.symbols.bos)
-    hints: list[list[int]] = []
-    for token in ids[:begin]:
+    parts: list[list[int]] = [[]]
+    for token in ids:
       if token == self.symbols.hint:
-        hints.append([])
+        parts.append([])
       else:
-        hints[-1].append(token)
-    return [self.decode(ids[begin:]), *map(self.pretty_plan, hints)]
+        parts[-1].append(token)
+    return [self.decode(parts[0]), *(self.pretty_plan(part) for part in parts[1:])]
 
   def pretty_plan(self, ids: Sequence[int]) -> str:
     """A strategy's text up to its closing marker, `q*q; r1-q`."""

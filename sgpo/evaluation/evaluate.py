@@ -34,7 +34,7 @@ class Solver:
     self.room = config_lib.Room(e.prompt, e.strategy + 1, e.execution, config.room.numbers)
     self.lm = transformer.make_lm(config.model, tokenizer.vocab_size)
     self.sampling = config.sampling.replace(temperature=0.0)
-    self._hint = jax.jit(self._prepend_hints)
+    self._hint = jax.jit(self._append_hints)
     self._extract = jax.jit(self._extract_greedy)
     self._execute = jax.jit(self._execute_greedy, static_argnames="opening")
 
@@ -43,12 +43,12 @@ class Solver:
     """Whether there is a bank to retrieve from."""
     return isinstance(self.state.bank, bank_lib.Bank) and self.config.bank.retrieved > 0
 
-  def _prepend_hints(self, reference, bank, prompt_BT, length_B):
+  def _append_hints(self, reference, bank, prompt_BT, length_B):
     query = policy.embed(self.lm, reference, prompt_BT, length_B)
     c = self.config.bank
     hits = bank_lib.retrieve(bank, query, c.retrieved, c.bandwidth)
     length_BR = jnp.where(hits.valid_QR, hits.length_QR, 0)
-    hinted = policy.prepend_hints(prompt_BT, length_B, hits.tokens_QRS, length_BR, self.symbols)
+    hinted = policy.append_hints(prompt_BT, length_B, hits.tokens_QRS, length_BR, self.symbols)
     return hinted, hits
 
   def _extract_greedy(self, params, prompt_BT, length_B):
@@ -118,14 +118,16 @@ def _concat(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def solve_problems(
   problems: list[Problem], solver: Solver, domains, guided: bool
 ) -> dict[str, np.ndarray]:
-  """One greedy strategy and execution a problem, as arrays over the problems."""
+  """One greedy strategy and execution a problem, as arrays over the problems.
+
+  Hints guide the strategy alone: it is executed on the problem without them.
+  """
   parts = []
   for families, real in _batches([[p] for p in problems], solver, domains):
-    prompt, length = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
-    if guided:
-      (prompt, length), _ = solver.hint(prompt, length)
+    bare = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
+    prompt, length = solver.hint(*bare)[0] if guided else bare
     strategy, strategy_length = solver.extract(prompt, length)
-    out = solver.execute(prompt, length, strategy, strategy_length, families.answer_PJ[:, 0])
+    out = solver.execute(*bare, strategy, strategy_length, families.answer_PJ[:, 0])
     out |= {"strategy": strategy, "strategy_length": strategy_length, "prompt": np.asarray(prompt)}
     parts.append({name: value[:real] for name, value in out.items()})
   return _concat(parts)

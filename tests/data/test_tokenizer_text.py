@@ -39,14 +39,14 @@ def test_digits_stay_apart(tokenizer):
     assert [digits.index(i) for i in ids if i in digits] == [int(c) for c in text if c.isdigit()]
 
 
-def test_a_prompt_is_hints_without_their_end_and_then_the_question(tokenizer):
+def test_a_prompt_is_the_question_and_then_hints_without_their_end(tokenizer):
   s = tokenizer.symbols
   question = "Tom has 12 cards."
   hint = tokenizer.encode_strategy("q*q; r1-q")
   assert tokenizer.encode_prompt(question) == [s.bos, *tokenizer.encode(question)]
   assert tokenizer.encode_prompt(question, ["q*q; r1-q", "q+q"]) == [
-    s.hint, *hint[:-1], s.hint, *tokenizer.encode_strategy("q+q")[:-1],
-    s.bos, *tokenizer.encode(question),
+    s.bos, *tokenizer.encode(question), s.hint, *hint[:-1],
+    s.hint, *tokenizer.encode_strategy("q+q")[:-1],
   ]  # fmt: skip
 
 
