@@ -100,6 +100,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--cache", default="", help="folder of the compilation cache")
   parser.add_argument("--microbatches", type=int, default=0, help="0: pieces that fit the cache")
   parser.add_argument("--siblings", type=int, default=3, help="K in mode sgpo")
+  parser.add_argument("--dtype", default="float32", help="of activations")
   for name in COLUMNS:
     parser.add_argument(f"--{name}", type=int, default=0)
   return parser.parse_args()
@@ -134,7 +135,7 @@ def main() -> None:
   strategy = w.completion // 4
   model = config_lib.Model(
     width=w.width, layers=w.layers, heads=w.heads, kv_heads=w.kv_heads, head_dim=w.head_dim,
-    mlp_width=w.mlp_width, tied=False, unroll=w.layers,
+    mlp_width=w.mlp_width, tied=False, unroll=w.layers, dtype=args.dtype,
   )  # fmt: skip
   base = config_lib.Config(
     model=model,
