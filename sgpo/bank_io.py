@@ -156,8 +156,9 @@ def _text(where: str, line: dict, name: str, default: str | None = None) -> str:
 
 def _integer(where: str, line: dict, name: str, default: int) -> int:
   value = line.get(name, default)
-  if type(value) is not int or not default <= value < 2**31:
-    raise ValueError(f"{where}: {name} = {value!r}; write an integer from {default} to 2147483647")
+  least = -(2**31) if name == "source" else 0  # negative: a worked example, or unknown
+  if type(value) is not int or not least <= value < 2**31:
+    raise ValueError(f"{where}: {name} = {value!r}; write an integer from {least} to 2147483647")
   return value
 
 

@@ -263,7 +263,7 @@ def check(config: Config) -> None:
       )
   if config.sgpo.strategies < 2 and "sgpo" in config.stages:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
-  if config.bank.retrieved > config.bank.capacity:
+  if 0 < config.bank.capacity < config.bank.retrieved:
     raise ValueError(
       f"config.bank.retrieved = {config.bank.retrieved} exceeds capacity = {config.bank.capacity}"
     )

@@ -1,6 +1,7 @@
 """A sentencepiece tokenizer in which digits, operators and placeholders are single pieces."""
 
 import io
+import os
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -71,9 +72,10 @@ class Tokenizer:
       return cls(file.read())
 
   def save(self, path: str) -> None:
-    """Writes the model file."""
-    with open(path, "wb") as file:
+    """Writes the model file in one piece."""
+    with open(path + ".tmp", "wb") as file:
       file.write(self.proto)
+    os.replace(path + ".tmp", path)
 
   def encode(self, text: str) -> list[int]:
     """Ids of plain text; decoding gives the text back."""
