@@ -73,9 +73,9 @@ class Tokenizer:
 
   def save(self, path: str) -> None:
     """Writes the model file in one piece."""
-    with open(path + ".tmp", "wb") as file:
+    with open(f"{path}.tmp", "wb") as file:
       file.write(self.proto)
-    os.replace(path + ".tmp", path)
+    os.replace(f"{path}.tmp", path)
 
   def encode(self, text: str) -> list[int]:
     """Ids of plain text; decoding gives the text back."""
