@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgpo import bank as bank_lib
+from sgpo import files
 from sgpo.config import suggest
 from sgpo.types import NO_SOURCE
 
@@ -66,10 +67,8 @@ def export_jsonl(
       "embedding": [_shortest(x) for x in bank.embedding_ND[n]],
     }
     lines.append(json.dumps(line | (extra(n) if extra else {}), ensure_ascii=False) + "\n")
-  partial = f"{os.fspath(path)}.partial"
-  with open(partial, "w", encoding="utf-8") as file:
+  with files.replacing(path) as file:
     file.writelines(lines)
-  os.replace(partial, path)
   return len(rows)
 
 
@@ -156,9 +155,8 @@ def _text(where: str, line: dict, name: str, default: str | None = None) -> str:
 
 def _integer(where: str, line: dict, name: str, default: int) -> int:
   value = line.get(name, default)
-  least = -(2**31) if name == "source" else 0  # negative: a worked example, or unknown
-  if type(value) is not int or not least <= value < 2**31:
-    raise ValueError(f"{where}: {name} = {value!r}; write an integer from {least} to 2147483647")
+  if type(value) is not int or not default <= value < 2**31:
+    raise ValueError(f"{where}: {name} = {value!r}; write an integer from {default} to 2147483647")
   return value
 
 

@@ -12,7 +12,7 @@ from sgpo import policy, rewards
 from sgpo.config import Config
 from sgpo.data import pipeline
 from sgpo.models.transformer import LM
-from sgpo.types import Families, Problem
+from sgpo.types import NO_SOURCE, Families, Problem
 
 SIBLINGS = 8  # at most, by which a plan is verified
 BATCH = 32  # families at a time
@@ -100,7 +100,7 @@ def from_worked_examples(
       domain_C=np.asarray(families.domain_P),
       successes_C=(correct[:, 1:] * counted).sum(1).astype(np.float32),
       trials_C=siblings,
-      source_C=-2 - np.asarray(families.source_P),  # worked examples, apart from families
+      source_C=np.full(BATCH, NO_SOURCE, np.int32),  # worked examples are no families
       valid_C=np.arange(BATCH) < real,
     )
     bank, _ = add(bank, entries, jnp.int32(0))

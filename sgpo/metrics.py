@@ -10,6 +10,8 @@ from typing import Any, TextIO
 import rich.progress
 import tensorboardX
 
+from sgpo import files
+
 SHOWN = (  # metric, its name on a progress line
   ("train/loss", "loss"),
   ("rollout/accuracy", "accuracy"),
@@ -41,10 +43,8 @@ class MetricWriter:
           continue
         if row["step"] < step:
           kept.append(line)
-    temporary = self.path + ".tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
+    with files.replacing(self.path) as file:
       file.writelines(kept)
-    os.replace(temporary, self.path)
 
   def write(self, step: int, stage: str, scalars: dict[str, float]) -> None:
     """One step's scalars; values that are not finite are left out."""

@@ -2,13 +2,9 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sgpo import bank as bank_lib
-from sgpo import bank_io, policy, report, sharding
+from sgpo import bank_io, files, folder, policy, report, sharding
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
@@ -31,8 +27,6 @@ from sgpo.metrics import MetricWriter, Progress
 from sgpo.types import TrainState
 
 log = logging.getLogger(__name__)
-FREE = ("log_every", "checkpoint")  # config keys that may change between resumes
-FOLDERS = ("checkpoints", "samples", "bank", "eval")  # of a run
 
 
 class Interrupted(Exception):
@@ -62,44 +56,6 @@ class Position(NamedTuple):
   data: dict | None
 
 
-# --- the run folder -------------------------------------------------------------------------
-
-
-def differences(old: dict, new: dict, path: str = "") -> list[str]:
-  """Keys of two nested configurations that differ, as `key: old -> new`."""
-  out = []
-  for name in sorted({*old, *new}):
-    a, b = old.get(name), new.get(name)
-    if isinstance(a, dict) and isinstance(b, dict):
-      out += differences(a, b, f"{path}{name}.")
-    elif a != b:
-      out.append(f"config.{path}{name}: {a!r} -> {b!r}")
-  return out
-
-
-def _as_json(config: config_lib.Config) -> dict:
-  return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def write_json(path: str, value: Any) -> None:
-  """Writes a file in one piece: a kill leaves the old one or the new one."""
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump(value, file, indent=1)
-  os.replace(path + ".tmp", path)
-
-
-def read_json(path: str) -> Any:
-  """Reads a JSON file."""
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)
-
-
-def write_rows(path: str, rows: list[dict]) -> None:
-  """Writes JSON lines."""
-  with open(path, "w", encoding="utf-8") as file:
-    file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
 def check(config: config_lib.Config) -> None:
   """Raises ValueError for what would fail later, before any folder is made."""
   for stage in config.stages:
@@ -118,61 +74,6 @@ def check(config: config_lib.Config) -> None:
         f"config.{name} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
         f"by the mesh's data axis of {data} devices"
       )
-
-
-def open_folder(config: config_lib.Config, workdir: str) -> None:
-  """Makes the folder of a run, or checks that an existing one is of the same configuration.
-
-  Raises:
-    ValueError: no permission, another configuration, or a folder of something else.
-  """
-  path = os.path.join(workdir, "config.json")
-  if os.path.exists(path):
-    if not os.access(workdir, os.W_OK):
-      raise ValueError(f"--workdir={workdir} cannot be written: no permission")
-    mine = {k: v for k, v in _as_json(config).items() if k not in FREE}
-    theirs = {k: v for k, v in read_json(path).items() if k not in FREE}
-    changed = differences(theirs, mine)
-    if changed:
-      raise ValueError(
-        f"{workdir} holds a run of another configuration:\n  " + "\n  ".join(changed)
-        + "\nchoose another --workdir, or give the same configuration to resume"
-      )  # fmt: skip
-    return
-  if config.init_from and not os.path.exists(os.path.join(config.init_from, "config.json")):
-    raise ValueError(f"config.init_from = {config.init_from!r} holds no run: no config.json there")
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    files = {name for _, _, names in os.walk(workdir) for name in names}
-    if files - {"config.json.tmp", "command.txt"}:  # what a kill right here leaves
-      raise ValueError(f"--workdir={workdir} is not empty and holds no run; choose another")
-    for name in FOLDERS:
-      os.makedirs(os.path.join(workdir, name), exist_ok=True)
-    with open(os.path.join(workdir, "command.txt"), "w", encoding="utf-8") as file:
-      file.write(" ".join(sys.argv) + "\n")
-  except OSError as error:
-    raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-  write_json(path, _as_json(config))  # last: with it the folder is a run's
-
-
-def _describe(run: Run, parameters: int) -> dict:
-  """What run.json records."""
-  versions = {m: __import__(m).__version__ for m in ("jax", "jaxlib", "flax", "optax", "numpy")}
-  here = os.path.dirname(os.path.abspath(__file__))
-  git = ""
-  if shutil.which("git"):
-    command = ["git", "-C", here, "rev-parse", "HEAD"]
-    git = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-  return {
-    "python": sys.version.split()[0],
-    "versions": versions,
-    "devices": [str(d) for d in jax.devices()],
-    "processes": jax.process_count(),
-    "git": git or None,
-    "data": run.dataset.fingerprint(),
-    "parameters": parameters,
-    "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-  }
 
 
 # --- stages ---------------------------------------------------------------------------------
@@ -241,11 +142,11 @@ def _log_metrics(run: Run, method: Method, writer, progress, pending: dict) -> N
   if samples is not None and method.sample_rows and due and writer:
     name = f"{stage}_{pending['step']:06d}.jsonl"
     rows = method.sample_rows(jax.device_get(samples))
-    write_rows(os.path.join(run.workdir, "samples", name), rows)
+    files.write_rows(os.path.join(run.workdir, "samples", name), rows)
 
 
 def _save(run: Run, state: TrainState, stage: int, step: int, offset: int, data: dict) -> None:
-  meta = {"stage": stage, "step": step, "data": data, "config": _as_json(run.config)}
+  meta = {"stage": stage, "step": step, "data": data, "config": folder.as_json(run.config)}
   run.checkpointer.save(offset + step, state, meta)
 
 
@@ -310,8 +211,8 @@ def finish_stage(run: Run, state: TrainState, stage: int, global_step: int) -> N
       run.dataset.domains,
       examples.get,
     )
-  write_rows(os.path.join(run.workdir, "samples", f"eval_{name}.jsonl"), rows)
-  write_json(path, {"stage": name, "step": global_step, **result})
+  files.write_rows(os.path.join(run.workdir, "samples", f"eval_{name}.jsonl"), rows)
+  files.write_json(path, {"stage": name, "step": global_step, **result})
 
 
 # --- the whole ------------------------------------------------------------------------------
@@ -368,7 +269,7 @@ def load(workdir: str) -> Loaded:
   if not os.path.exists(path):
     raise ValueError(f"{workdir} holds no run: config.json is missing")
   try:
-    config = config_lib.read(ml_collections.ConfigDict(read_json(path)))
+    config = config_lib.read(ml_collections.ConfigDict(files.read_json(path)))
   except ValueError as error:
     raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
   config = dataclasses.replace(config, mesh=(1, 1), init_from="")
@@ -392,7 +293,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
   make_dataset(config.data)  # before the folder: a wrong path leaves nothing behind
   main = jax.process_index() == 0
   if main:
-    open_folder(config, workdir)
+    folder.make(config, workdir)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("folder")
   if os.path.exists(os.path.join(workdir, "DONE")):
@@ -409,7 +310,9 @@ def run(config: config_lib.Config, workdir: str) -> str:
       params = _first_params(r)
       count = sum(x.size for x in jax.tree.leaves(params))
       if main and not os.path.exists(os.path.join(workdir, "run.json")):
-        write_json(os.path.join(workdir, "run.json"), _describe(r, count))
+        files.write_json(
+          os.path.join(workdir, "run.json"), folder.describe(r.dataset.fingerprint(), count)
+        )
       position, state = _resume(r, params)
       offset = sum(_stage_method(r, i).steps for i in range(position.stage))
       for stage in range(position.stage, len(config.stages)):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import solve, train
+from sgpo import files, folder, solve, train
 from sgpo.checkpoint import Checkpointer
 
 
@@ -117,10 +117,10 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
 
 
 def test_a_folder_that_a_kill_left_half_made_is_used(tmp_path):
-  train.open_folder(CONFIG, str(tmp_path))
+  folder.make(CONFIG, str(tmp_path))
   os.rename(tmp_path / "config.json", tmp_path / "config.json.tmp")
-  train.open_folder(CONFIG, str(tmp_path))
-  assert train.read_json(str(tmp_path / "config.json"))["seed"] == CONFIG.seed
+  folder.make(CONFIG, str(tmp_path))
+  assert files.read_json(str(tmp_path / "config.json"))["seed"] == CONFIG.seed
 
 
 def test_no_permission_is_said(tmp_path):

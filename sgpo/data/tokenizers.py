@@ -1,13 +1,13 @@
 """A sentencepiece tokenizer in which digits, operators and placeholders are single pieces."""
 
 import io
-import os
 import re
 import string
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
+from sgpo import files
 from sgpo.types import Symbols
 
 OPERATORS = ("+", "-", "*", "/", "=", "<<", ">>", "####", ";")
@@ -73,9 +73,8 @@ class Tokenizer:
 
   def save(self, path: str) -> None:
     """Writes the model file in one piece."""
-    with open(f"{path}.tmp", "wb") as file:
+    with files.replacing(path, "wb") as file:
       file.write(self.proto)
-    os.replace(f"{path}.tmp", path)
 
   def encode(self, text: str) -> list[int]:
     """Ids of plain text; decoding gives the text back."""

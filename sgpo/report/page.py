@@ -2,6 +2,7 @@
 
 import os
 
+from sgpo import files
 from sgpo.metrics import duration
 from sgpo.report import sections, summary
 from sgpo.report.markup import STYLE, code, definitions, missing, note, number, plain, text
@@ -115,7 +116,6 @@ def write_report(workdir: str) -> str:
   """
   path = os.path.join(workdir, "report.html")
   content = page(workdir)
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
+  with files.replacing(path) as file:
     file.write(content)
-  os.replace(path + ".tmp", path)
   return path

@@ -1,0 +1,34 @@
+"""Files that appear complete or not at all, and JSON in them."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+  """A file to write that takes the place of `path` at the end; a kill leaves what was there."""
+  temporary = f"{os.fspath(path)}.tmp"
+  with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+    yield file
+  os.replace(temporary, path)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a file in one piece."""
+  with replacing(path) as file:
+    json.dump(value, file, indent=1)
+
+
+def read_json(path: str) -> Any:
+  """Reads a JSON file."""
+  with open(path, encoding="utf-8") as file:
+    return json.load(file)
+
+
+def write_rows(path: str, rows: list[dict]) -> None:
+  """Writes JSON lines."""
+  with open(path, "w", encoding="utf-8") as file:
+    file.writelines(json.dumps(row) + "\n" for row in rows)

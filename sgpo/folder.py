@@ -1,0 +1,90 @@
+"""The folder of a run: made, recognised, described."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+
+from sgpo import config as config_lib
+from sgpo import files
+
+FREE = ("log_every", "checkpoint")  # config keys that may change between resumes
+FOLDERS = ("checkpoints", "samples", "bank", "eval")  # of a run
+
+
+def differences(old: dict, new: dict, path: str = "") -> list[str]:
+  """Keys of two nested configurations that differ, as `key: old -> new`."""
+  out = []
+  for name in sorted({*old, *new}):
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      out += differences(a, b, f"{path}{name}.")
+    elif a != b:
+      out.append(f"config.{path}{name}: {a!r} -> {b!r}")
+  return out
+
+
+def as_json(config: config_lib.Config) -> dict:
+  """The configuration as JSON reads it back."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def make(config: config_lib.Config, workdir: str) -> None:
+  """Makes the folder of a run, or checks that an existing one is of the same configuration.
+
+  Raises:
+    ValueError: no permission, another configuration, or a folder of something else.
+  """
+  path = os.path.join(workdir, "config.json")
+  if os.path.exists(path):
+    if not os.access(workdir, os.W_OK):
+      raise ValueError(f"--workdir={workdir} cannot be written: no permission")
+    mine = {k: v for k, v in as_json(config).items() if k not in FREE}
+    theirs = {k: v for k, v in files.read_json(path).items() if k not in FREE}
+    changed = differences(theirs, mine)
+    if changed:
+      raise ValueError(
+        f"{workdir} holds a run of another configuration:\n  " + "\n  ".join(changed)
+        + "\nchoose another --workdir, or give the same configuration to resume"
+      )  # fmt: skip
+    return
+  if config.init_from and not os.path.exists(os.path.join(config.init_from, "config.json")):
+    raise ValueError(f"config.init_from = {config.init_from!r} holds no run: no config.json there")
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    present = {name for _, _, names in os.walk(workdir) for name in names}
+    if present - {"config.json.tmp", "command.txt"}:  # what a kill right here leaves
+      raise ValueError(f"--workdir={workdir} is not empty and holds no run; choose another")
+    for name in FOLDERS:
+      os.makedirs(os.path.join(workdir, name), exist_ok=True)
+    with open(os.path.join(workdir, "command.txt"), "w", encoding="utf-8") as file:
+      file.write(" ".join(sys.argv) + "\n")
+  except OSError as error:
+    raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+  files.write_json(path, as_json(config))  # last: with it the folder is a run's
+
+
+def describe(data: Any, parameters: int) -> dict:
+  """What run.json records; `data` is the dataset's fingerprint."""
+  versions = {m: __import__(m).__version__ for m in ("jax", "jaxlib", "flax", "optax", "numpy")}
+  here = os.path.dirname(os.path.abspath(__file__))
+  git = ""
+  if shutil.which("git"):
+    command = ["git", "-C", here, "rev-parse", "HEAD"]
+    git = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+  return {
+    "python": sys.version.split()[0],
+    "versions": versions,
+    "devices": [str(d) for d in jax.devices()],
+    "processes": jax.process_count(),
+    "git": git or None,
+    "data": data,
+    "parameters": parameters,
+    "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+  }
