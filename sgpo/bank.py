@@ -292,7 +292,7 @@ def add(
 def update(
   bank: Bank,
   hits: Hits,
-  used_Q: jax.Array,
+  used_QR: jax.Array,
   entries: Entries,
   step: jax.Array,
   *,
@@ -302,10 +302,10 @@ def update(
 ) -> tuple[Bank, dict[str, jax.Array]]:
   """Credits the entries that were handed out, then `add`s the candidates.
 
-  `used_Q` says which families really got their hits; each adds 1 to the uses of its entries.
+  `used_QR` says which hits really stood in a prompt; each adds 1 to the uses of its entry.
   """
   N = bank.status_N.shape[0]
-  row_QR = jnp.where(hits.valid_QR & used_Q[:, None], hits.index_QR, N)
+  row_QR = jnp.where(hits.valid_QR & used_QR, hits.index_QR, N)
   bank = bank.replace(
     uses_N=bank.uses_N.at[row_QR].add(1, mode="drop"),
     last_used_N=bank.last_used_N.at[row_QR].set(step, mode="drop"),

@@ -1,4 +1,5 @@
-"""Fills a bank from the plans of worked examples, verified on their siblings. No human labels."""
+"""Fills a bank before training: from the plans of worked examples, verified on their siblings
+without human labels, or from a file of strategies."""
 
 import collections
 from functools import partial
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgpo import bank as bank_lib
-from sgpo import policy, rewards
+from sgpo import bank_io, policy, rewards
 from sgpo.config import Config
 from sgpo.data import pipeline
 from sgpo.models.transformer import LM
@@ -58,16 +59,43 @@ def families_of(examples: list[Problem], count: int) -> tuple[list[list[Problem]
   return families, np.array(true)
 
 
+def from_file(params, dataset, tokenizer, config: Config, lm: LM) -> bank_lib.Bank:
+  """The bank of `config.bank.file`; problems without a vector are embedded by `params`.
+
+  Raises:
+    ValueError: names the line that is broken, or a problem that does not fit its room.
+  """
+
+  def embed(questions: list[str]) -> np.ndarray:
+    ids = [tokenizer.encode_prompt(question) for question in questions]
+    for question, tokens in zip(questions, ids, strict=True):
+      if len(tokens) > config.room.prompt:
+        raise ValueError(
+          f"{config.bank.file}: the problem {question[:40]!r} takes {len(tokens)} tokens, "
+          f"config.room.prompt is {config.room.prompt}; shorten it or raise the room"
+        )
+    tokens_BT = pipeline.pad(ids, config.room.prompt, tokenizer.symbols.pad)
+    return np.asarray(policy.embed(lm, params, tokens_BT, np.array([len(row) for row in ids])))
+
+  empty = policy.empty_bank(config)
+  return bank_io.import_jsonl(
+    config.bank.file, lambda text: tokenizer.encode_strategy(text)[:-1], config.bank.capacity,
+    config.room.strategy, empty.embedding_ND.shape[1], dataset.domains, embed,
+  )  # fmt: skip
+
+
 def from_worked_examples(
   bank: bank_lib.Bank, params, dataset, tokenizer, config: Config, lm: LM
 ) -> bank_lib.Bank:
-  """Adds the plans of worked examples, with the successes of their siblings' executions."""
+  """Adds the plans of worked examples, with the successes of their siblings' executions.
+
+  Examples of one class share siblings: where their entries merge, an execution counts as often.
+  """
   symbols = tokenizer.symbols
   examples = [dataset.worked_example(i) for i in range(config.data.worked_examples)]
   fits = lambda p: (
-    len(tokenizer.encode_strategy(p.plan)) <= config.room.strategy
-    and len(tokenizer.encode_prompt(p.question)) <= config.room.prompt
-    and len(p.numbers) <= config.room.numbers
+    pipeline.fits(p, tokenizer, config.room)
+    and len(tokenizer.encode_strategy(p.plan)) <= config.room.strategy
   )
   groups, true = families_of([p for p in examples if fits(p)], config.bank.bootstrap)
   run = jax.jit(partial(verify, lm=lm, config=config, symbols=symbols))
@@ -78,16 +106,13 @@ def from_worked_examples(
       admit=config.bank.admit, min_trials=config.bank.min_trials, merge=config.bank.merge,
     )
   )  # fmt: skip
-  S = config.room.strategy
   for start in range(0, len(groups), BATCH):
     chunk = groups[start : start + BATCH]
     real = len(chunk)
     chunk += [chunk[-1]] * (BATCH - real)
     families = pipeline.family_arrays(chunk, tokenizer, config.room, dataset.domains)
     ids = [tokenizer.encode_strategy(family[0].plan) for family in chunk]
-    strategy = np.full((BATCH, S), symbols.pad, np.int32)
-    for row, tokens in zip(strategy, ids, strict=True):
-      row[: len(tokens)] = tokens
+    strategy = pipeline.pad(ids, config.room.strategy, symbols.pad)
     length = np.array([len(tokens) for tokens in ids], np.int32)
     correct = np.asarray(run(params, families, strategy, length, jax.random.key(0)))
     siblings = np.zeros(BATCH, np.float32)

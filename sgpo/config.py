@@ -88,7 +88,7 @@ class Reward:
   transfer: float = 1.0
   form: float = 0.05  # coherence: closed and not empty
   leak: float = 0.05  # coherence: names no number of its problem
-  agreement: float = 0.5  # coherence: executions carry out its operators, in order
+  agreement: float = 0.5  # coherence: executions carry out its operators, in order; 0 pays none
   faithfulness: float = 0.05  # coherence: the execution depends on it; 0 computes none
 
 
@@ -99,6 +99,7 @@ class BankConfig:
   dropout: float = 0.5  # share of families that get no hints
   admit: float = 0.5  # lower confidence bound of transfer success that makes an entry active
   min_trials: int = 8  # sibling executions before an entry can become active
+  file: str = ""  # JSON lines of strategies that seed the bank, instead of worked examples
   bootstrap: int = 256  # worked examples whose plans seed the bank; 0 = none
   bandwidth: float = 0.01  # similarity of problems: exp((cosine - 1) / bandwidth)
   merge: float = 0.95  # cosine above which equal strategies are one entry
@@ -216,8 +217,11 @@ _SHARES = (
   "data.bare_rate bank.dropout bank.admit sampling.top_p"
 ).split()
 
+BATCHES = (("sft.batch", "sft.microbatches"), ("sgpo.sources", "sgpo.microbatches"))  # and pieces
 
-def _get(config: Config, path: str) -> Any:
+
+def get(config: Config, path: str) -> Any:
+  """The value under a dotted path."""
   for name in path.split("."):
     config = getattr(config, name)
   return config
@@ -226,18 +230,18 @@ def _get(config: Config, path: str) -> Any:
 def check(config: Config) -> None:
   """Raises ValueError where a value is out of its range or two values do not fit."""
   for path in _POSITIVE:
-    if _get(config, path) <= 0:
-      raise ValueError(f"config.{path} = {_get(config, path)} must be positive")
+    if get(config, path) <= 0:
+      raise ValueError(f"config.{path} = {get(config, path)} must be positive")
   for path in _NOT_NEGATIVE:
-    if _get(config, path) < 0:
-      raise ValueError(f"config.{path} = {_get(config, path)} must not be negative")
+    if get(config, path) < 0:
+      raise ValueError(f"config.{path} = {get(config, path)} must not be negative")
   for path in _SHARES:
-    if not 0 <= _get(config, path) <= 1:
-      raise ValueError(f"config.{path} = {_get(config, path)} must lie in [0, 1]")
-  if config.data.annotated + config.data.practice > 1:
+    if not 0 <= get(config, path) <= 1:
+      raise ValueError(f"config.{path} = {get(config, path)} must lie in [0, 1]")
+  if config.data.annotated + config.data.practice >= 1:
     raise ValueError(
       f"config.data.annotated + practice = {config.data.annotated + config.data.practice:g} "
-      "must not exceed 1; the rest is the share of held-out classes"
+      "must be below 1; the rest is the share of held-out classes, on which transfer is measured"
     )
   m = config.model
   if m.heads % m.kv_heads:
@@ -255,12 +259,14 @@ def check(config: Config) -> None:
     )
   if len(config.mesh) != 2:
     raise ValueError(f"config.mesh = {config.mesh} must have two entries, (data, model)")
-  for name, pieces in (("sft.batch", "sft.microbatches"), ("sgpo.sources", "sgpo.microbatches")):
-    if _get(config, name) % _get(config, pieces):
+  for name, pieces in BATCHES:
+    if get(config, name) % get(config, pieces):
       raise ValueError(
-        f"config.{name} = {_get(config, name)} is not divisible by "
-        f"config.{pieces} = {_get(config, pieces)}"
+        f"config.{name} = {get(config, name)} is not divisible by "
+        f"config.{pieces} = {get(config, pieces)}"
       )
+  if not config.stages:
+    raise ValueError("config.stages = () runs nothing; name at least one method")
   if config.sgpo.strategies < 2 and "sgpo" in config.stages:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
   if 0 < config.bank.capacity < config.bank.retrieved:

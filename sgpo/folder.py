@@ -56,6 +56,8 @@ def make(config: config_lib.Config, workdir: str) -> None:
     return
   if config.init_from and not os.path.exists(os.path.join(config.init_from, "config.json")):
     raise ValueError(f"config.init_from = {config.init_from!r} holds no run: no config.json there")
+  if config.bank.file and not os.path.exists(config.bank.file):
+    raise ValueError(f"config.bank.file = {config.bank.file!r} does not exist")
   try:
     os.makedirs(workdir, exist_ok=True)
     present = {name for _, _, names in os.walk(workdir) for name in names}

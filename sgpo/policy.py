@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sgpo import bank as bank_lib
 from sgpo import config as config_lib
 from sgpo.models import sampler, transformer
 from sgpo.models.transformer import LM, Prefix
@@ -41,13 +42,23 @@ def init_params(config: config_lib.Config, vocab_size: int, key: jax.Array):
 
 
 def embed(lm: LM, params, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Array:
-  """Unit vectors [B, D] by which the bank knows problems: the hidden state of the last token.
+  """Unit vectors [B, 2D] by which the bank knows problems.
 
-  That is the state from which a strategy is written, so near problems want like strategies.
+  One half is the direction of the last token's hidden state, from which a strategy is written; the
+  other that of the mean over the problem, which keeps what it is about. Together they find a
+  problem's class more often than either alone.
   """
-  hidden, _ = lm.prefill(params, tokens_BT, length_B)
-  last = jnp.take_along_axis(hidden, (length_B - 1)[:, None, None], 1)[:, 0].astype(jnp.float32)
-  return last / jnp.maximum(jnp.linalg.norm(last, axis=-1, keepdims=True), 1e-6)
+  hidden_BTD, _ = lm.prefill(params, tokens_BT, length_B)
+  hidden_BTD = hidden_BTD.astype(jnp.float32)
+  last_BD = jnp.take_along_axis(hidden_BTD, (length_B - 1)[:, None, None], 1)[:, 0]
+  mean_BD = (hidden_BTD * within(length_B, tokens_BT.shape[1])[..., None]).sum(1)
+  unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+  return unit(jnp.concatenate([unit(last_BD), unit(mean_BD)], -1))
+
+
+def empty_bank(config: config_lib.Config) -> bank_lib.Bank:
+  """A bank without entries for strategies and problems of this configuration."""
+  return bank_lib.init(config.bank.capacity, config.room.strategy, 2 * config.model.width)
 
 
 def append_hints(
@@ -56,12 +67,16 @@ def append_hints(
   hints_BRS: jax.Array,
   hint_length_BR: jax.Array,
   symbols: Symbols,
-) -> tuple[jax.Array, jax.Array]:
-  """Puts `<hint> s` behind each prompt for each hint of length > 0 that still fits its room."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Puts `<hint> s` behind each prompt for each hint of length > 0 that still fits its room.
+
+  Returns (prompts, their lengths, bool [B, R]: which hints stand there).
+  """
   T = prompt_BT.shape[1]
   slot = jnp.arange(T)
 
   def one(prompt_T, length, hints_RS, hint_length_R):
+    used = []
     for r in range(hints_RS.shape[0]):
       fits = (hint_length_R[r] > 0) & (length + 1 + hint_length_R[r] <= T)
       at = slot - length
@@ -70,7 +85,8 @@ def append_hints(
       written = jnp.where(at == 0, symbols.hint, written)
       prompt_T = jnp.where(fits, written, prompt_T)
       length += jnp.where(fits, 1 + hint_length_R[r], 0)
-    return prompt_T, length
+      used.append(fits)
+    return prompt_T, length, jnp.stack(used)
 
   return jax.vmap(one)(prompt_BT, length_B, hints_BRS, hint_length_BR)
 

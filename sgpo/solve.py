@@ -31,7 +31,7 @@ def solve(loaded: train.Loaded, question: str, samples: int, seed: int) -> dict:
   problem = Problem(question, 0, "", "", dataset.domains[0], numbers=numbers)
   families = pipeline.family_arrays([[problem]], tokenizer, solver.room, dataset.domains)
   bare = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
-  hinted = solver.hint(*bare)[0] if solver.has_bank else bare
+  hinted = solver.hint(*bare) if solver.has_bank else bare
   # As in evaluation, hints guide the strategy alone: the bare problem is its sibling.
   prompt, length = (np.stack(pair, 1) for pair in zip(hinted, bare, strict=True))
   rollout = jax.jit(

@@ -22,9 +22,14 @@ from sgpo.types import Families, Symbols, TrainState, within
 class Retrieval:
   """What the bank gave to each source."""
 
-  query_PD: jax.Array  # unit embedding of the source problem
+  query_PD: jax.Array  # embedding of the source problem, unit length
   hits: bank_lib.Hits | None
-  guided_P: jax.Array  # bool, hints stand in the source's prompt
+  used_PR: jax.Array  # bool, the hint stands in the source's prompt
+
+  @property
+  def guided_P(self) -> jax.Array:
+    """bool, any hint stands in the source's prompt."""
+    return self.used_PR.any(-1)
 
 
 @struct.dataclass
@@ -46,24 +51,23 @@ def retrieve(
 ) -> tuple[Families, Retrieval]:
   """Puts strategies from the bank into the source prompts, except for a random share of them."""
   prompt_PT, length_P = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
-  nobody = jnp.zeros(prompt_PT.shape[:1], bool)
+  none_PR = jnp.zeros((prompt_PT.shape[0], 1), bool)
   if not config.bank.capacity:
-    empty = jnp.zeros((prompt_PT.shape[0], config.model.width), jnp.float32)
-    return families, Retrieval(empty, None, nobody)
+    return families, Retrieval(jnp.zeros((prompt_PT.shape[0], 1)), None, none_PR)
   query_PD = policy.embed(lm, state.reference, prompt_PT, length_P)
   if not config.bank.retrieved:
-    return families, Retrieval(query_PD, None, nobody)
+    return families, Retrieval(query_PD, None, none_PR)
   hits = bank_lib.retrieve(state.bank, query_PD, config.bank.retrieved, config.bank.bandwidth)
-  kept_P = jax.random.bernoulli(key, 1 - config.bank.dropout, nobody.shape)
+  kept_P = jax.random.bernoulli(key, 1 - config.bank.dropout, length_P.shape)
   hint_length_PR = jnp.where(kept_P[:, None] & hits.valid_QR, hits.length_QR, 0)
-  prompt_PT, hinted_P = policy.append_hints(
+  prompt_PT, hinted_P, used_PR = policy.append_hints(
     prompt_PT, length_P, hits.tokens_QRS, hint_length_PR, symbols
   )
   families = families.replace(
     prompt_PJT=families.prompt_PJT.at[:, 0].set(prompt_PT),
     length_PJ=families.length_PJ.at[:, 0].set(hinted_P),
   )
-  return families, Retrieval(query_PD, hits, hinted_P > length_P)
+  return families, Retrieval(query_PD, hits, used_PR)
 
 
 def _foreign_logp(params, families: Families, rollout, *, lm, symbols, temperature):
@@ -131,10 +135,9 @@ def advantages(r: Rewards, divide_by_std: bool) -> tuple[jax.Array, jax.Array, j
   """(strategy_PG, execution_PGJ, zero_std_P).
 
   A strategy answers for its reward, an execution for its own problem alone. A group whose raw
-  correctness does not vary teaches its strategies nothing, whatever the shaping terms say.
+  correctness varies on no problem teaches its strategies nothing, whatever the shaping terms say.
   """
-  raw_PG = r.correct_PGJ[:, :, 0] + r.correct_PGJ[:, :, 1:].sum(-1)
-  zero_std_P = raw_PG.max(1) == raw_PG.min(1)
+  zero_std_P = (r.correct_PGJ.max(1) == r.correct_PGJ.min(1)).all(-1)
   strategy_PG = losses.group_advantages(r.reward_PG, 1, divide_by_std)
   strategy_PG = jnp.where(zero_std_P[:, None], 0.0, strategy_PG)
   return strategy_PG, losses.group_advantages(r.correct_PGJ, 1, divide_by_std), zero_std_P
@@ -246,7 +249,7 @@ def remember(
     bank, report = bank_lib.add(state.bank, entries, state.step, **rules)
   else:
     bank, report = bank_lib.update(
-      state.bank, retrieval.hits, retrieval.guided_P, entries, state.step, **rules
+      state.bank, retrieval.hits, retrieval.used_PR, entries, state.step, **rules
     )
   active_N = bank.status_N == bank_lib.ACTIVE
   living_N = bank.status_N != bank_lib.EMPTY

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sgpo import bank as bank_lib
-from sgpo import bank_io, files, folder, policy, report, sharding
+from sgpo import bank_io, bootstrap, files, folder, policy, report, sharding
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
@@ -24,6 +24,7 @@ from sgpo.evaluation import evaluate as evaluation
 from sgpo.methods import Method
 from sgpo.methods.registry import METHODS
 from sgpo.metrics import MetricWriter, Progress
+from sgpo.models import transformer
 from sgpo.types import TrainState
 
 log = logging.getLogger(__name__)
@@ -64,11 +65,15 @@ def check(config: config_lib.Config) -> None:
       raise ValueError(f"unknown method {stage!r} in config.stages.{hint}")
   if len(set(config.stages)) < len(config.stages):
     raise ValueError(f"config.stages = {config.stages} names a method twice; files are by its name")
-  data = sharding.make_mesh(config.mesh).shape["data"]
-  for name, size, pieces in (
-    ("sft.batch", config.sft.batch, config.sft.microbatches),
-    ("sgpo.sources", config.sgpo.sources, config.sgpo.microbatches),
-  ):
+  mesh = sharding.make_mesh(config.mesh)
+  if config.bank.capacity % mesh.size:
+    raise ValueError(
+      f"config.bank.capacity = {config.bank.capacity} is not divisible by the {mesh.size} devices "
+      "that hold the bank"
+    )
+  data = mesh.shape["data"]
+  for name, pieces in config_lib.BATCHES:
+    size, pieces = config_lib.get(config, name), config_lib.get(config, pieces)
     if size % (data * pieces):
       raise ValueError(
         f"config.{name} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
@@ -314,6 +319,9 @@ def run(config: config_lib.Config, workdir: str) -> str:
           os.path.join(workdir, "run.json"), folder.describe(r.dataset.fingerprint(), count)
         )
       position, state = _resume(r, params)
+      if config.bank.file and state is None:  # a broken line is found now, not after a cold start
+        lm = transformer.make_lm(config.model, r.tokenizer.vocab_size)
+        bootstrap.from_file(params, r.dataset, r.tokenizer, config, lm)
       offset = sum(_stage_method(r, i).steps for i in range(position.stage))
       for stage in range(position.stage, len(config.stages)):
         method = _stage_method(r, stage)

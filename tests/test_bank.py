@@ -326,11 +326,11 @@ def test_quota_equals_evicting_one_at_a_time(domains):
 QUOTA = jax.jit(bank_math.quota)
 
 
-def test_update_credits_the_families_that_used_their_hits():
+def test_update_credits_the_hits_that_stood_in_a_prompt():
   bank = filled([dict(tokens=[1]), dict(tokens=[2], axis=1)])
   query = jnp.eye(D)[jnp.array([0, 0, 1])]
   hits = RETRIEVE(bank, query, 1)
-  used = jnp.array([True, True, False])
+  used = jnp.array([[True], [True], [False]])
   after, report = UPDATE(bank, hits, used, entries([dict(tokens=[3])]), jnp.int32(4))
   assert after.uses_N.tolist()[:3] == [2, 0, 0]
   assert after.last_used_N.tolist()[:3] == [4, 0, 4]
@@ -394,7 +394,9 @@ def test_sharded_equals_unsharded():
 
   def step(bank, batch, number):
     hits = bank_lib.retrieve(bank, query, 3, 0.5)
-    bank, report = bank_lib.update(bank, hits, jnp.ones(4, bool), batch, number, **rules)
+    bank, report = bank_lib.update(
+      bank, hits, jnp.ones(hits.valid_QR.shape, bool), batch, number, **rules
+    )
     return bank, (hits, report)
 
   plain = jax.jit(step)

@@ -156,8 +156,9 @@ def test_narrow_sampling_is_greedy(lm, params, prompts, symbols, sampling):
 def test_append_hints_drops_what_does_not_fit(symbols):
   prompt = jnp.array([[1, 30, 31, 0, 0, 0, 0, 0], [1, 30, 31, 32, 33, 34, 35, 0]])
   hints = jnp.array([[[36, 37], [38, 0]], [[36, 37], [0, 0]]])
-  out, length = policy.append_hints(
+  out, length, used = policy.append_hints(
     prompt, jnp.array([3, 7]), hints, jnp.array([[2, 1], [2, 0]]), symbols
   )
   assert out.tolist() == [[1, 30, 31, 5, 36, 37, 5, 38], [1, 30, 31, 32, 33, 34, 35, 0]]
   assert length.tolist() == [8, 7]
+  assert used.tolist() == [[True, True], [False, False]]

@@ -66,10 +66,10 @@ def make_state(config, optimizer, symbols):
   zero = jnp.zeros((), jnp.int32)
   bank = ()
   if config.bank.capacity:
-    bank = bank_lib.init(config.bank.capacity, config.room.strategy, config.model.width)
+    bank = policy.empty_bank(config)
     entries = bank_lib.Entries(
       tokens_CS=jnp.full((4, config.room.strategy), 30), length_C=jnp.arange(1, 5),
-      embedding_CD=jax.random.normal(jax.random.key(9), (4, config.model.width)),
+      embedding_CD=jax.random.normal(jax.random.key(9), (4, 2 * config.model.width)),
       domain_C=jnp.zeros(4, jnp.int32), successes_C=jnp.full(4, 5.0), trials_C=jnp.full(4, 6.0),
       source_C=jnp.arange(4), valid_C=jnp.ones(4, bool),
     )  # fmt: skip
@@ -192,7 +192,7 @@ CORRECT[0, 0] = [1, 1, 1]
 CORRECT[0, 1] = [1, 0, 1]
 CORRECT[0, 2] = [0, 1, 0]
 CORRECT[1] = 1  # everything right: no variance
-CORRECT[2, 1] = [1, 0, 0]
+CORRECT[2] = [[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 1, 0]]  # equal sums that vary
 
 
 def test_rewards_and_advantages_by_hand(config, symbols):
@@ -212,7 +212,8 @@ def test_rewards_and_advantages_by_hand(config, symbols):
   np.testing.assert_array_equal(zero, [False, True, False, True])
   np.testing.assert_allclose(execution[0, :, 0], [0.5, 0.5, -0.5, -0.5])
   np.testing.assert_allclose(execution[0, :, 1], [0.5, -0.5, 0.5, -0.5])
-  np.testing.assert_allclose(execution[2, :, 1], 0)
+  np.testing.assert_allclose(execution[2, :, 1], [-0.5, -0.5, 0.5, 0.5])
+  np.testing.assert_allclose(execution[3], 0)
 
 
 def test_non_finite_gradients_skip_the_update(config, symbols):

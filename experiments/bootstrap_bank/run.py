@@ -9,7 +9,7 @@ import json
 import jax
 import numpy as np
 
-from sgpo import allocator, bank, bank_io, bootstrap, train
+from sgpo import allocator, bank, bank_io, bootstrap, policy, train
 from sgpo.data import classes
 from sgpo.models import transformer
 
@@ -24,7 +24,7 @@ def main() -> None:
   config, dataset, tokenizer, state = train.load(args.workdir)
   params = state.reference or state.params
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
-  empty = bank.init(config.bank.capacity, config.room.strategy, config.model.width)
+  empty = policy.empty_bank(config)
   made = jax.device_get(
     bootstrap.from_worked_examples(empty, params, dataset, tokenizer, config, lm)
   )

@@ -47,7 +47,8 @@ class Batches:
     self.dropped = state["dropped"]
 
 
-def _pad(rows: Sequence[Sequence[int]], room: int, fill: int) -> np.ndarray:
+def pad(rows: Sequence[Sequence[int]], room: int, fill: int) -> np.ndarray:
+  """Rows of ids as one int32 array [len(rows), room], `fill` behind each."""
   out = np.full((len(rows), room), fill, np.int32)
   for row, values in zip(out, rows, strict=True):
     row[: len(values)] = values
@@ -87,10 +88,10 @@ def family_arrays(
   numbers = [[n for n in p.numbers if 0 <= n <= INT32 and n == int(n)] for p in flat]
   shape = lambda x: x.reshape(P, J, *x.shape[1:])
   return Families(
-    prompt_PJT=shape(_pad(prompts, room.prompt, tokenizer.symbols.pad)),
+    prompt_PJT=shape(pad(prompts, room.prompt, tokenizer.symbols.pad)),
     length_PJ=shape(np.array([len(ids) for ids in prompts], np.int32)),
     answer_PJ=shape(np.array([p.answer for p in flat], np.int32)),
-    numbers_PJM=shape(_pad(numbers, room.numbers, NO_NUMBER)),
+    numbers_PJM=shape(pad(numbers, room.numbers, NO_NUMBER)),
     domain_P=np.array([domains.index(f[0].domain.split("+")[0]) for f in families], np.int32),
     source_P=np.array([f[0].index % INT32 for f in families], np.int32),
   )
@@ -173,7 +174,7 @@ def example_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed
       if encoded:
         rooms = (room.prompt, room.strategy, room.execution)
         padded = [
-          _pad([ids], size, tokenizer.symbols.pad)[0]
+          pad([ids], size, tokenizer.symbols.pad)[0]
           for ids, size in zip(encoded, rooms, strict=True)
         ]
         lengths = [np.int32(len(ids)) for ids in encoded]

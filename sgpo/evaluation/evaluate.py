@@ -48,8 +48,8 @@ class Solver:
     c = self.config.bank
     hits = bank_lib.retrieve(bank, query, c.retrieved, c.bandwidth)
     length_BR = jnp.where(hits.valid_QR, hits.length_QR, 0)
-    hinted = policy.append_hints(prompt_BT, length_B, hits.tokens_QRS, length_BR, self.symbols)
-    return hinted, hits
+    out = policy.append_hints(prompt_BT, length_B, hits.tokens_QRS, length_BR, self.symbols)
+    return out[:2]
 
   def _extract_greedy(self, params, prompt_BT, length_B):
     _, prefix = self.lm.prefill(params, prompt_BT, length_B)
@@ -83,7 +83,7 @@ class Solver:
     }
 
   def hint(self, prompt_BT, length_B):
-    """Prompts with strategies from the bank behind them, and the hits."""
+    """Prompts with strategies from the bank behind them, and their lengths."""
     return self._hint(self.state.reference, self.state.bank, prompt_BT, length_B)
 
   def extract(self, prompt_BT, length_B) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +125,7 @@ def solve_problems(
   parts = []
   for families, real in _batches([[p] for p in problems], solver, domains):
     bare = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
-    prompt, length = solver.hint(*bare)[0] if guided else bare
+    prompt, length = solver.hint(*bare) if guided else bare
     strategy, strategy_length = solver.extract(prompt, length)
     out = solver.execute(*bare, strategy, strategy_length, families.answer_PJ[:, 0])
     out |= {"strategy": strategy, "strategy_length": strategy_length, "prompt": np.asarray(prompt)}
@@ -214,6 +214,11 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
     index += 1
     if len(pair) == 2 and pair[0].answer != pair[1].answer:
       pairs.append(pair)
+  if not pairs:
+    raise ValueError(
+      f"no two problems of a class of split {split!r} fit config.eval.prompt = "
+      f"{solver.config.eval.prompt}; raise it"
+    )
   rng = np.random.default_rng(solver.config.seed)
   strategies = []
   batches = _batches(pairs, solver, dataset.domains)

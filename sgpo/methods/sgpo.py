@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import bank as bank_lib
-from sgpo import bootstrap
+from sgpo import bootstrap, policy
 from sgpo.config import Config
 from sgpo.data import pipeline
 from sgpo.methods import Method
@@ -41,16 +40,19 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
   del mesh
   c = config.sgpo
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
+  schedule = c.learning_rate
+  if c.warmup:
+    schedule = optax.linear_schedule(0.0, c.learning_rate, c.warmup)
   optimizer = optax.chain(
     optax.clip_by_global_norm(c.clip),
-    optax.adam(optax.linear_schedule(0.0, c.learning_rate, max(c.warmup, 1)), b2=c.b2, eps=c.eps),
+    optax.adam(schedule, b2=c.b2, eps=c.eps),
   )
 
   def init(params) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
     bank = ()
     if config.bank.capacity:
-      bank = bank_lib.init(config.bank.capacity, config.room.strategy, config.model.width)
+      bank = policy.empty_bank(config)
     return TrainState(
       step=zero,
       params=params,
@@ -61,11 +63,11 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
     )
 
   def prepare(state: TrainState) -> TrainState:
-    if not (config.bank.capacity and config.bank.bootstrap):
-      return state
-    bank = bootstrap.from_worked_examples(
-      state.bank, state.reference, dataset, tokenizer, config, lm
-    )
+    bank, model = state.bank, (dataset, tokenizer, config, lm)
+    if config.bank.capacity and config.bank.file:
+      bank = bootstrap.from_file(state.reference, *model)
+    elif config.bank.capacity and config.bank.bootstrap:
+      bank = bootstrap.from_worked_examples(bank, state.reference, *model)
     return state.replace(bank=bank)
 
   bound = dict(lm=lm, optimizer=optimizer, config=config, symbols=tokenizer.symbols)

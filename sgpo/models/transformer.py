@@ -73,9 +73,9 @@ def rotation(position_BGQ: jax.Array, head_dim: int, theta: float) -> tuple[jax.
   return jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
 
 
-def rotate(x_BKGQRh: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x_BKGQRh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Rotary position embedding on halves of the head (arXiv 2104.09864)."""
-  cos, sin = rotation
+  cos, sin = angles
   a, b = jnp.split(x_BKGQRh.astype(jnp.float32), 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BKGQRh.dtype)
 
@@ -120,7 +120,7 @@ class Layer(nn.Module):
   config: config_lib.Model
 
   @nn.compact
-  def __call__(self, x_BGQD, rotation, mask_BGQC, prefix_mask_BT, slot, prefix, cache):
+  def __call__(self, x_BGQD, angles, mask_BGQC, prefix_mask_BT, slot, prefix, cache):
     """Returns (x_BGQD, own keys and values: the cache with its slot written, or the new ones)."""
     c = self.config
     D, H, K, h, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
@@ -136,7 +136,7 @@ class Layer(nn.Module):
     qkv = [weight("q", D, H, h).reshape(D, K, H // K, h)]
     qkv += [weight(name, D, K, h)[:, :, None] for name in "kv"]
     qkv = jnp.einsum("bgqd,dkrh->bgqkrh", y, jnp.concatenate(qkv, 2)).transpose(0, 3, 1, 2, 4, 5)
-    qk, v = rotate(qkv[..., :-1, :], rotation), qkv[..., -1, :]
+    qk, v = rotate(qkv[..., :-1, :], angles), qkv[..., -1, :]
     q, own = qk[..., :-1, :], (qk[..., -1, :], v)
     if cache is not None:
       write = jax.lax.dynamic_update_slice_in_dim
