@@ -20,7 +20,7 @@ RULES = dict(admit=0.5, min_trials=6, merge=0.95)
 ADD = jax.jit(partial(bank_lib.add, **RULES))
 UPDATE = jax.jit(partial(bank_lib.update, **RULES))
 RETRIEVE = jax.jit(partial(bank_lib.retrieve, bandwidth=0.5), static_argnums=2)
-BOUND = jax.jit(bank_lib.lower_bound)
+BOUND = jax.jit(bank_math.lower_bound)
 bounded = partial(settings, deadline=None, derandomize=True)
 
 
@@ -162,31 +162,6 @@ def test_retrieves_active_entries_only_and_equals_brute_force(batches, seed):
   np.testing.assert_allclose(hits.score_QR[:, : expected.shape[1]], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1000, 1024, 4096])
-def test_top_k_equals_a_sort_ties_included(size):
-  rng = np.random.default_rng(size)
-  score = rng.integers(0, 40, (16, size)).astype(np.float32)
-  score[0] = -np.inf
-  score[1, 5:] = -np.inf
-  score[2] = 0  # the best block comes late, and ties with an earlier one on its second best
-  score[2, [130, 330, 331]] = 50, 100, 50
-  assert size > 2 * bank_math.BLOCK * 4  # the blocked way
-  value, index = jax.jit(partial(bank_math.top_k, count=4))(score)
-  order = np.argsort(-score, axis=1, kind="stable")[:, :4]
-  np.testing.assert_array_equal(index, order)
-  np.testing.assert_array_equal(value, np.take_along_axis(score, order, 1))
-
-
-def test_lower_bound_values():
-  # 8 of 10 at z = 1.96: 0.4902, the interval printed in textbooks.
-  assert float(bank_lib.lower_bound(8.0, 10.0, z=1.96)) == pytest.approx(0.4902, abs=1e-4)
-  assert float(bank_lib.lower_bound(0.0, 0.0)) == 0
-  assert float(bank_lib.lower_bound(0.0, 5.0)) == pytest.approx(0, abs=1e-6)
-  n = np.arange(1, 200, dtype=np.float32)
-  bound = np.asarray(bank_lib.lower_bound(n, n))
-  assert (np.diff(bound) > 0).all() and bound[-1] < 1  # certainty needs trials
-
-
 def test_ten_fold_norm_and_nan_do_not_win():
   bank = filled([
     dict(tokens=[1], embedding=10 * np.array([1, 1, 0, 0])),
@@ -305,25 +280,6 @@ def test_among_equals_the_used_stay_then_the_young():
   bank, _ = ADD(bank, entries([dict(tokens=[9])]), jnp.int32(N))
   assert (1,) in strategies_of(bank) and (9,) in strategies_of(bank)
   assert (2,) not in strategies_of(bank)
-
-
-@bounded(max_examples=50)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6))
-def test_quota_equals_evicting_one_at_a_time(domains):
-  living_K = np.array([a for a, _ in domains] + [0] * (6 - len(domains)))
-  count_K = living_K + np.array([b for _, b in domains] + [0] * (6 - len(domains)))
-  capacity = int(max(living_K.sum(), 12))
-  quota = QUOTA(count_K, living_K, capacity)
-  slow = count_K.copy()
-  while slow.sum() > capacity:
-    crowded = np.flatnonzero(slow == slow.max())
-    slow[crowded[np.argsort(living_K[crowded], kind="stable")[0]]] -= 1
-  assert sorted(quota.tolist()) == sorted(slow.tolist())
-  assert int(quota.sum()) == min(capacity, count_K.sum())
-  assert (np.asarray(quota)[living_K > 0] > 0).all()
-
-
-QUOTA = jax.jit(bank_math.quota)
 
 
 def test_update_credits_the_hits_that_stood_in_a_prompt():

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from sgpo import bank_io, bootstrap, files, folder, solve, train
 from sgpo import config as config_lib
-from sgpo import files, folder, solve, train
 from sgpo.checkpoint import Checkpointer
+from sgpo.models import transformer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,3 +169,38 @@ def test_solve_answers_from_a_run(finished):
   assert {"strategy", "execution", "answer"} == set(out["rows"][0])
   with pytest.raises(ValueError, match="holds no run"):
     train.load(os.path.dirname(finished))
+
+
+def with_bank_file(path):
+  return dataclasses.replace(
+    CONFIG, bank=dataclasses.replace(CONFIG.bank, file=str(path)), stages=("sgpo",)
+  )
+
+
+def test_an_edited_bank_and_its_export_start_another_run(finished, tmp_path):
+  config, dataset, tokenizer, state = train.load(finished)
+  lm = transformer.make_lm(config.model, tokenizer.vocab_size)
+  read = lambda path: bootstrap.from_file(
+    state.params, dataset, tokenizer, with_bank_file(path), lm
+  )
+  problems = [dataset.problem("id", i) for i in range(3)]
+  rows = [
+    dict(strategy=p.plan, domain=dataset.domains[0], problem=p.question, successes=9, trials=9 + i)
+    for i, p in enumerate(problems)
+  ]
+  (tmp_path / "edited.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  bank = read(tmp_path / "edited.jsonl")
+  assert bank.trials_N[:4].tolist() == [9, 10, 11, 0]
+  np.testing.assert_allclose(np.linalg.norm(bank.embedding_ND[:3], axis=1), 1, atol=1e-5)
+  bank_io.export_jsonl(bank, tmp_path / "exported.jsonl", tokenizer.pretty_plan, dataset.domains)
+  jax.tree.map(np.testing.assert_array_equal, bank, read(tmp_path / "exported.jsonl"))
+
+
+def test_a_bank_file_is_read_before_anything_is_trained(tmp_path):
+  with pytest.raises(ValueError, match="bank.file = .* does not exist"):
+    train.run(with_bank_file(tmp_path / "none.jsonl"), str(tmp_path / "a"))
+  assert not os.path.exists(tmp_path / "a")
+  (tmp_path / "bank.jsonl").write_text('{"strategy": "q+q", "domain": "money"\n')
+  with pytest.raises(ValueError, match="bank.jsonl, line 1: broken JSON"):
+    train.run(with_bank_file(tmp_path / "bank.jsonl"), str(tmp_path / "a"))
+  assert not os.listdir(tmp_path / "a" / "checkpoints")

@@ -17,8 +17,9 @@ import numpy as np
 
 from sgpo import allocator, bank_math
 from sgpo import bank as bank_lib
+from sgpo.config import BankConfig
 
-BANDWIDTH = 0.1
+BANDWIDTH = BankConfig().bandwidth
 
 
 def full_bank(capacity: int, strategy_room: int, width: int, key: jax.Array) -> bank_lib.Bank:

@@ -13,10 +13,16 @@ import statistics
 import time
 from functools import partial
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from sgpo import allocator
+from sgpo import allocator, policy
+from sgpo import config as config_lib
+from sgpo.data import make_dataset
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.methods import sgpo as method_lib
+from sgpo.models import transformer
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/word_problems.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "timed rounds")
@@ -39,77 +45,89 @@ def variants(config):
   }
 
 
-def main(_) -> None:
-  """Times the step's variants round by round."""
-  allocator.restart_with_huge_pages()
-  allocator.keep_heap()
-  import jax
-  import jax.numpy as jnp
+class Variant:
+  """A configuration's step with its own state, always on the same batch."""
 
-  from sgpo import config as config_lib
-  from sgpo import policy
-  from sgpo.data import make_dataset
-  from sgpo.data.tokenizers import Tokenizer
-  from sgpo.methods import sgpo as method_lib
-  from sgpo.models import transformer
+  def __init__(self, config, dataset, tokenizer, params):
+    method = method_lib.make(config, dataset, tokenizer, None)
+    self.batch = next(method.batches(0))
+    self.state = jax.jit(method.init)(params)
+    jitted = jax.jit(method.step, donate_argnums=0)
+    self.compiled = jitted.lower(self.state, self.batch, jax.random.key(0)).compile()
 
-  config = config_lib.read(_CONFIG.value)
-  dataset = make_dataset(config.data)
-  tokenizer = Tokenizer.train(dataset.texts(), config.data.vocab_size)
-  params = policy.init_params(config, tokenizer.vocab_size, jax.random.key(0))
+  def step(self, turn: int) -> None:
+    """One step, waited for."""
+    self.state, metrics = self.compiled(self.state, self.batch, jax.random.key(turn))
+    jax.block_until_ready((self.state, metrics))
+
+  def memory(self) -> dict[str, int]:
+    """Megabytes of the state, of the step's buffers, and of the process until now."""
+    self.step(0)
+    used = self.compiled.memory_analysis()
+    return {
+      "state_mb": used.argument_size_in_bytes >> 20,
+      "buffers_mb": used.temp_size_in_bytes >> 20,
+      "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+
+
+def sampling(config, tokenizer, params, families):
+  """The step's rollout alone, as a function of the turn."""
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
-  runs, memory = {}, {}
-  for name, variant in variants(config).items():
-    method = method_lib.make(variant, dataset, tokenizer, None)
-    batch = next(method.batches(0))
-    state = jax.jit(method.init)(params)
-    step = jax.jit(method.step, donate_argnums=0).lower(state, batch, jax.random.key(0)).compile()
-    runs[name] = [step, state, batch]
-    if not memory:  # the whole step, before the others take theirs
-      jax.block_until_ready(step(jax.tree.map(jnp.copy, state), batch, jax.random.key(0)))
-      used = step.memory_analysis()
-      memory = {
-        "state_mb": used.argument_size_in_bytes >> 20,
-        "buffers_mb": used.temp_size_in_bytes >> 20,
-        "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-      }
   sample = jax.jit(
     partial(
       policy.rollout, lm, group=config.sgpo.strategies, room=config.room,
       symbols=tokenizer.symbols, sampling=config.sampling,
     )
   )  # fmt: skip
-  seconds = {name: [] for name in [*runs, "sampling"]}
-  for turn in range(_ROUNDS.value + 1):
+  prompts = families.prompt_PJT, families.length_PJ
+  return lambda turn: jax.block_until_ready(sample(params, *prompts, jax.random.key(turn)))
+
+
+def in_turn(runs: dict, rounds: int) -> dict[str, list[float]]:
+  """Seconds of each function in each round, the first round left out."""
+  seconds = {name: [] for name in runs}
+  for turn in range(rounds + 1):
     for name, run in runs.items():
       began = time.perf_counter()
-      run[1], metrics = run[0](run[1], run[2], jax.random.key(turn))
-      jax.block_until_ready(run[1])
+      run(turn)
       seconds[name].append(time.perf_counter() - began)
-    families = runs["whole"][2]
-    began = time.perf_counter()
-    jax.block_until_ready(
-      sample(params, families.prompt_PJT, families.length_PJ, jax.random.key(turn))
-    )
-    seconds["sampling"].append(time.perf_counter() - began)
-  median = {name: statistics.median(s[1:]) for name, s in seconds.items()}
-  whole = median["whole"]
+  return {name: s[1:] for name, s in seconds.items()}
+
+
+def main(_) -> None:
+  """Times the step's variants round by round."""
+  allocator.restart_with_huge_pages()
+  allocator.keep_heap()
+  config = config_lib.read(_CONFIG.value)
+  dataset = make_dataset(config.data)
+  tokenizer = Tokenizer.train(dataset.texts(), config.data.vocab_size)
+  params = policy.init_params(config, tokenizer.vocab_size, jax.random.key(0))
+  made, memory = {}, {}
+  for name, variant in variants(config).items():
+    made[name] = Variant(variant, dataset, tokenizer, params)
+    memory = memory or made[name].memory()  # of the whole step, before the others take theirs
+  runs = {name: variant.step for name, variant in made.items()}
+  runs["sampling"] = sampling(config, tokenizer, params, made["whole"].batch)
+  seconds = in_turn(runs, _ROUNDS.value)
+  whole, sampled = (statistics.median(seconds[name]) for name in ("whole", "sampling"))
+
+  def share(name):
+    ratios = [b / a for a, b in zip(seconds["whole"], seconds[name], strict=True)]
+    return round(1 - statistics.median(ratios), 3)
+
   c = config.sgpo
-  share = lambda name: round(1 - statistics.median(
-    b / a for a, b in zip(seconds["whole"][1:], seconds[name][1:], strict=True)), 3)  # fmt: skip
-  print(
-    json.dumps(
-      {
-        "executions": c.sources * c.strategies * (1 + c.siblings),
-        "step_s": round(whole, 3),
-        "sampling_s": round(median["sampling"], 3),
-        "rest_s": round(whole - median["sampling"], 3),
-        "executions_per_s": round(c.sources * c.strategies * (1 + c.siblings) / whole, 1),
-        "share": {name: share(name) for name in runs if name != "whole"},
-        **memory,
-      }
-    )
-  )
+  executions = c.sources * c.strategies * (1 + c.siblings)
+  result = {
+    "executions": executions,
+    "step_s": round(whole, 3),
+    "sampling_s": round(sampled, 3),
+    "rest_s": round(whole - sampled, 3),
+    "executions_per_s": round(executions / whole, 1),
+    "share": {name: share(name) for name in made if name != "whole"},
+    **memory,
+  }
+  print(json.dumps(result))
 
 
 if __name__ == "__main__":

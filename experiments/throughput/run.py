@@ -12,7 +12,6 @@ Prints one JSON line a mode. With --gate each step waits for a line on stdin, be
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import resource
@@ -20,7 +19,6 @@ import statistics
 import sys
 import time
 from functools import partial
-from types import SimpleNamespace
 
 from sgpo import allocator
 
@@ -114,123 +112,23 @@ def main() -> None:
     allocator.keep_heap()
   out = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # what a library prints goes to stderr
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-  import optax
+  import jax  # behind the allocator, which starts this program anew
 
-  from sgpo import config as config_lib
-  from sgpo.methods import sft
-  from sgpo.methods import sgpo as sgpo_method
-  from sgpo.models import sampler, transformer
-  from sgpo.types import NO_NUMBER, Examples, Families, Symbols
+  from experiments.throughput import modes
 
   if args.cache:
     jax.config.update("jax_compilation_cache_dir", args.cache)
-  w = SimpleNamespace(**{n: getattr(args, n) or WORKLOADS[args.workload][n] for n in COLUMNS})
-  ids = iter(range(w.vocab))
-  digits = tuple(next(ids) for _ in range(10))
-  others = {f.name: next(ids) for f in dataclasses.fields(Symbols) if f.name != "digits"}
-  tokenizer = SimpleNamespace(vocab_size=w.vocab, symbols=Symbols(digits=digits, **others))
-  strategy = w.completion // 4
-  model = config_lib.Model(
-    width=w.width, layers=w.layers, heads=w.heads, kv_heads=w.kv_heads, head_dim=w.head_dim,
-    mlp_width=w.mlp_width, tied=False, unroll=w.layers, dtype=args.dtype,
-  )  # fmt: skip
-  base = config_lib.Config(
-    model=model,
-    room=config_lib.Room(w.prompt, strategy, w.completion - strategy, 1),
-    sampling=config_lib.Sampling(calculator=False),
-  )
-  lm = transformer.make_lm(model, w.vocab)
-  rows = w.prompts * w.samples
-
-  def tokens(i, *shape):
-    return np.random.default_rng(i).integers(0, w.vocab, shape, dtype=np.int32)
-
-  def config_of(siblings):
-    change = dataclasses.replace
-    sources = w.prompts // (1 + siblings)
-    pieces = args.microbatches or max(1, sources // 2)
-    method = change(base.sgpo, sources=sources, siblings=siblings, strategies=w.samples,
-                    divide_by_std=not siblings, microbatches=pieces)  # fmt: skip
-    if siblings:
-      return change(base, sgpo=method)
-    plain = change(base.reward, faithfulness=0.0)
-    return change(base, sgpo=method, reward=plain, bank=change(base.bank, capacity=0))
-
-  def reinforce(laps, siblings):
-    config = config_of(siblings)
-    method = sgpo_method.make(config, None, tokenizer, None)
-    shape = (config.sgpo.sources, 1 + siblings)
-    state = jax.jit(method.init)(lm.init(jax.random.key(0)))
-    step = jax.jit(method.step, donate_argnums=0)
-
-    def one(i):
-      nonlocal state
-      sources = np.arange(shape[0], dtype=np.int32)
-      families = Families(
-        prompt_PJT=tokens(i, *shape, w.prompt),
-        length_PJ=np.full(shape, w.prompt, np.int32),
-        answer_PJ=np.zeros(shape, np.int32),
-        numbers_PJM=np.full((*shape, 1), NO_NUMBER, np.int32),
-        domain_P=np.zeros_like(sources),
-        source_P=sources,
-      )
-      state, metrics = step(state, families, jax.random.key(i))
-      jax.block_until_ready((state, metrics))
-
-    laps.run(one)
-    laps.report(rows * (w.prompt + w.completion))
-
-  def decode(laps):
-    params = lm.init(jax.random.key(0))
-
-    def generate(params, prompt_BT, key):
-      length_B = jnp.full((w.prompts,), w.prompt, jnp.int32)
-      _, prefix = lm.prefill(params, prompt_BT, length_B)
-      context = sampler.empty_context(prefix, w.samples, w.completion)
-      return sampler.generate(
-        lm, lm.split(params), prefix, context, key, first_slot=0, room=w.completion, opening=0,
-        stop=-1, symbols=tokenizer.symbols, sampling=base.sampling,
-      )[0]  # fmt: skip
-
-    step = jax.jit(generate)
-    laps.run(
-      lambda i: jax.block_until_ready(
-        step(params, tokens(i, w.prompts, w.prompt), jax.random.key(i))
-      )
-    )
-    laps.report(rows * w.completion)
-
-  def train(laps):
-    optimizer = optax.adamw(1e-5)
-    init = partial(sft.initial_state, optimizer=optimizer)
-    state = jax.jit(init)(lm.init(jax.random.key(0)))
-    length = w.prompt + w.completion
-    first, second = length // 2 - 1, length - length // 2
-    full = lambda n: np.full(rows, n, np.int32)
-    batch = Examples(tokens(0, rows, 1), full(1), tokens(1, rows, first), full(first),
-                     tokens(2, rows, second), full(second))  # fmt: skip
-    pieces = args.microbatches or max(1, rows * length // 512)
-    config = dataclasses.replace(base, sft=dataclasses.replace(base.sft, microbatches=pieces))
-    bound = dict(lm=lm, optimizer=optimizer, config=config, symbols=tokenizer.symbols)
-    step = jax.jit(partial(sft.sft_step, **bound), donate_argnums=0)
-
-    def one(i):
-      nonlocal state
-      state, metrics = step(state, batch, jax.random.key(i))
-      jax.block_until_ready((state, metrics))
-
-    laps.run(one)
-    laps.report(rows * length)
-
-  modes = dict(
-    rl=partial(reinforce, siblings=0), sgpo=partial(reinforce, siblings=args.siblings),
-    decode=decode, train=train,
+  sizes = {name: getattr(args, name) or WORKLOADS[args.workload][name] for name in COLUMNS}
+  workload = modes.Workload(**sizes, dtype=args.dtype, microbatches=args.microbatches)
+  made = dict(
+    rl=partial(modes.reinforce, siblings=0), sgpo=partial(modes.reinforce, siblings=args.siblings),
+    decode=modes.decode, train=modes.train,
   )  # fmt: skip
   for mode in args.modes.split(","):
-    modes[mode](Laps(mode, args, out))
+    laps = Laps(mode, args, out)
+    step, tokens = made[mode](workload)
+    laps.run(step)
+    laps.report(tokens)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ def wider(width: int) -> dict[str, int]:
   return {"width": width, "heads": heads, "kv_heads": heads // 2, "mlp_width": mlp_width}
 
 
+def layer_parameters(w: dict[str, int]) -> int:
+  """Parameters of all matrices but the embedding and the head."""
+  heads = (2 * w["heads"] + 2 * w["kv_heads"]) * w["head_dim"]
+  return w["layers"] * w["width"] * (heads + 3 * w["mlp_width"])
+
+
 AXES = {
   "strategies a source, G": {n: {"samples": n} for n in (2, 4, 8, 16)},
   "problems a family, 1 + K": {
@@ -36,18 +42,9 @@ AXES = {
   },
   "tokens of a prompt": {n: {"prompt": n} for n in (32, 64, 128, 256)},
   "tokens of a completion": {n: {"completion": n} for n in (32, 64, 128, 256)},
-  "parameters of the layers": {},
-}
-
-
-def layer_parameters(w: dict[str, int]) -> int:
-  """Parameters of all matrices but the embedding and the head."""
-  heads = (2 * w["heads"] + 2 * w["kv_heads"]) * w["head_dim"]
-  return w["layers"] * w["width"] * (heads + 3 * w["mlp_width"])
-
-
-AXES["parameters of the layers"] = {
-  layer_parameters(BASE | wider(d)): wider(d) for d in (128, 256, 384, 512)
+  "parameters of the layers": {
+    layer_parameters(BASE | wider(d)): wider(d) for d in (128, 256, 384, 512)
+  },
 }
 
 
@@ -91,11 +88,10 @@ def picture(points: dict[str, list[tuple[int, float, float]]], path: str) -> Non
       x, seconds, expected = zip(*sorted(rows), strict=True)
       axis.plot(x, expected, "--", lw=1.2, color=charts.BEFORE, label="in proportion to FLOPs")
       axis.plot(x, seconds, "o-", lw=1.4, ms=4, color=charts.AFTER, label="measured")
-      axis.set_xscale("log", base=2 if max(x) < 10_000 else 10)
+      axis.set_xscale("log")
       axis.set_yscale("log", base=2)
-      axis.xaxis.set_major_formatter(
-        "{x:,.0f}" if max(x) < 10_000 else lambda v, _: f"{v / 1e6:g}M"
-      )
+      axis.set_xticks(sorted(x), [f"{v / 1e6:.1f}M" if v > 10_000 else f"{v}" for v in sorted(x)])
+      axis.minorticks_off()
       axis.yaxis.set_major_formatter("{x:g}")
       axis.set_title(name)
     panels[0].set_ylabel("seconds a step")
