@@ -5,8 +5,6 @@ only: the next segment's opening marker stands in its place. The prompt is compu
 group, in the rollout and in the update.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -107,10 +105,10 @@ def extract(
   lm: LM, params, prefix: Prefix, group: int, room: int, key, *, symbols: Symbols, sampling
 ) -> tuple[Segment, sampler.Context]:
   """s ~ pi(. | prompt): `group` strategies for each prompt, arrays [B, G, S]."""
-  context = sampler.empty_context(prefix, group, room)
+  context = sampler.empty_context(prefix, group)
   return sampler.generate(
     lm, params, prefix, context, key,
-    first_slot=0, room=room, opening=symbols.strategy, stop=symbols.execute,
+    room=room, opening=symbols.strategy, stop=symbols.execute,
     symbols=symbols, sampling=sampling.replace(calculator=False),
   )  # fmt: skip
 
@@ -130,15 +128,10 @@ def execute(
   opening: int | None = None,
 ) -> Segment:  # fmt: skip
   """e ~ pi(. | prompt, strategy), arrays [B, G, E]; `context` is behind the strategy."""
-  S = context.valid_BGC.shape[-1]
-  grow = lambda x, axis: jnp.pad(x, [(0, room * (a == axis)) for a in range(x.ndim)])
-  context = context.replace(
-    cache=jax.tree.map(partial(grow, axis=3), context.cache), valid_BGC=grow(context.valid_BGC, 2)
-  )
   segment, _ = sampler.generate(
     lm, params, prefix, context, key,
-    first_slot=S, room=room, opening=symbols.execute if opening is None else opening,
-    stop=symbols.eos, symbols=symbols, sampling=sampling,
+    room=room, opening=symbols.execute if opening is None else opening, stop=symbols.eos,
+    symbols=symbols, sampling=sampling,
   )  # fmt: skip
   return segment
 

@@ -123,9 +123,9 @@ def decode(w: Workload) -> tuple[Step, int]:
   @jax.jit
   def generate(params, prompt_BT, key):
     _, prefix = lm.prefill(params, prompt_BT, jnp.full((w.prompts,), w.prompt, jnp.int32))
-    context = sampler.empty_context(prefix, w.samples, w.completion)
+    context = sampler.empty_context(prefix, w.samples)
     return sampler.generate(
-      lm, lm.split(params), prefix, context, key, first_slot=0, room=w.completion, opening=0,
+      lm, lm.split(params), prefix, context, key, room=w.completion, opening=0,
       stop=-1, symbols=w.tokenizer.symbols, sampling=w.config.sampling,
     )[0]  # fmt: skip
 

@@ -11,12 +11,15 @@ from sgpo.models import calculator
 from sgpo.models.transformer import KV, LM, MASKED, Prefix
 from sgpo.types import Segment, Symbols, slots, within
 
+STAGES = 4  # loops a segment, at most
+SHORTEST = 16  # tokens of a loop, at least
+
 
 @struct.dataclass
 class Context:
   """What a row has written so far: its cache, which slots hold tokens, the next position."""
 
-  cache: tuple[KV, ...]  # per layer, each [B, K, G, C, h]
+  cache: tuple[KV, ...]  # per layer, [B, K, G, h, C] and [B, K, G, C, h]
   valid_BGC: jax.Array  # bool
   position_BG: jax.Array  # int32
 
@@ -31,18 +34,32 @@ class _Loop:
   segment: Segment
 
 
-def empty_context(prefix: Prefix, group: int, slots: int) -> Context:
-  """A context right behind the prompt."""
+def empty_context(prefix: Prefix, group: int) -> Context:
+  """A context right behind the prompt, without slots."""
   B = prefix.length_B.shape[0]
 
-  def zeros(x_BKTh):
-    _, K, _, h = x_BKTh.shape
-    return jnp.zeros((B, K, group, slots, h), x_BKTh.dtype)
+  def zeros(kv):
+    _, K, _, h = kv[1].shape
+    return jnp.zeros((B, K, group, h, 0), kv[0].dtype), jnp.zeros((B, K, group, 0, h), kv[1].dtype)
 
   return Context(
-    cache=jax.tree.map(zeros, prefix.kv),
-    valid_BGC=jnp.zeros((B, group, slots), bool),
+    cache=tuple(zeros(kv) for kv in prefix.kv),
+    valid_BGC=jnp.zeros((B, group, 0), bool),
     position_BG=jnp.broadcast_to(prefix.length_B[:, None], (B, group)),
+  )
+
+
+def _grow(context: Context, size: int) -> Context:
+  """The context with empty slots behind its own, `size` in all."""
+  more = size - context.valid_BGC.shape[-1]
+
+  def pad(x, axis):
+    empty = jnp.zeros((*x.shape[:axis], more, *x.shape[axis + 1 :]), x.dtype)
+    return jnp.concatenate([x, empty], axis)
+
+  return context.replace(
+    cache=tuple((pad(k, 4), pad(v, 3)) for k, v in context.cache),
+    valid_BGC=pad(context.valid_BGC, 2),
   )
 
 
@@ -108,102 +125,93 @@ def choose(
   return token, chosen - jnp.log(weights.sum(-1))
 
 
+def _advance(
+  loop: _Loop, *, lm: LM, params, prefix: Prefix, uniform_LBG: jax.Array, first_slot: int,
+  stop: int, symbols: Symbols, sampling: Sampling,
+) -> _Loop:  # fmt: skip
+  """Reads the last token, writes the next. Rows that are done write padding."""
+  context, old, done = loop.context, loop.segment, loop.done_BG
+  slot, slot_BGC = first_slot + loop.step, slots(done.shape, context.valid_BGC.shape[-1])
+  fresh_BGC = (slot_BGC >= first_slot) & (slot_BGC <= slot)
+  hidden, cache = lm.decode(
+    params, prefix, context.cache, loop.token_BG, context.position_BG + loop.step, slot,
+    context.valid_BGC | fresh_BGC,
+  )  # fmt: skip
+  token, logp = choose(lm.logits(params, hidden), uniform_LBG[loop.step], sampling)
+  forced, state = jnp.zeros_like(done), loop.calculator
+  if sampling.calculator:
+    forced, wanted = calculator.forced(state, symbols)
+    token, logp = jnp.where(forced, wanted, token), jnp.where(forced, 0.0, logp)
+    state = calculator.advance(state, token, symbols)
+  token = jnp.where(done, symbols.pad, token)
+
+  def write(buffer, value):
+    return jax.lax.dynamic_update_slice_in_dim(buffer, value[..., None], loop.step, 2)
+
+  segment = Segment(
+    tokens_BL=write(old.tokens_BL, token),
+    logp_BL=write(old.logp_BL, jnp.where(done, 0.0, logp)),
+    length_B=old.length_B + ~done,
+    forced_BL=write(old.forced_BL, forced & ~done),
+    truncated_B=old.truncated_B & ~(token == stop),
+  )
+  return _Loop(
+    step=loop.step + 1,
+    token_BG=token,
+    done_BG=done | (token == stop),
+    context=context.replace(cache=cache),
+    calculator=state,
+    segment=segment,
+  )
+
+
 def generate(
-  lm: LM,
-  params,
-  prefix: Prefix,
-  context: Context,
-  key: jax.Array,
-  *,
-  first_slot: int,
-  room: int,
-  opening: int,
-  stop: int,
-  symbols: Symbols,
-  sampling: Sampling,
-) -> tuple[Segment, Context]:
+  lm: LM, params, prefix: Prefix, context: Context, key: jax.Array, *, room: int, opening: int,
+  stop: int, symbols: Symbols, sampling: Sampling,
+) -> tuple[Segment, Context]:  # fmt: skip
   """Writes up to `room` tokens, the first behind the `opening` marker, until `stop`.
+
+  A loop over a cache of fixed size reads all its slots for each token, the empty ones too. So there
+  are up to STAGES loops, each on a longer cache than the one before.
 
   Args:
     params: `lm.split(params)`.
-    context: slots from `first_slot` on are overwritten; needs at least `first_slot + room`.
+    context: what the rows have written so far.
   Returns:
-    The segment (arrays [B, G, room]) and the context behind it, where the row's stop token has
-    been written but not read: the next segment's opening marker takes its place.
+    The segment (arrays [B, G, room]) and the context behind it with `room` slots more, where the
+    row's stop token has been written but not read: the next segment's opening marker takes its
+    place.
   """
-  B, G, C = context.valid_BGC.shape
-  pad = jnp.full((B, G, room), symbols.pad, jnp.int32)
-  slot_BGC = slots((B, G), C)
-  uniform_LBG = jax.random.uniform(key, (room, B, G))  # drawn here: cheaper than in the loop
-
-  def write(buffer, value, done, step):
-    value = jnp.where(done, jnp.zeros_like(value), value).astype(buffer.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(buffer, value[..., None], step, 2)
-
-  def cond(loop):
-    return (loop.step < room) & ~loop.done_BG.all()
-
-  def body(loop):
-    slot = first_slot + loop.step
-    fresh = (slot_BGC >= first_slot) & (slot_BGC <= slot)
-    hidden, cache = lm.decode(
-      params,
-      prefix,
-      loop.context.cache,
-      loop.token_BG,
-      context.position_BG + loop.step,
-      slot,
-      context.valid_BGC | fresh,
-    )
-    token, logp = choose(lm.logits(params, hidden), uniform_LBG[loop.step], sampling)
-    mine = jnp.zeros((B, G), bool)
-    state = loop.calculator
-    if sampling.calculator:
-      mine, wanted = calculator.forced(state, symbols)
-      token, logp = jnp.where(mine, wanted, token), jnp.where(mine, 0.0, logp)
-      state = calculator.advance(state, token, symbols)
-    done = loop.done_BG
-    token = jnp.where(done, symbols.pad, token)
-    old = loop.segment
-    segment = Segment(
-      tokens_BL=jax.lax.dynamic_update_slice_in_dim(old.tokens_BL, token[..., None], loop.step, 2),
-      logp_BL=write(old.logp_BL, logp, done, loop.step),
-      length_B=old.length_B + ~done,
-      forced_BL=write(old.forced_BL, mine, done, loop.step),
-      truncated_B=old.truncated_B & ~(token == stop),
-    )
-    return _Loop(
-      step=loop.step + 1,
-      token_BG=token,
-      done_BG=done | (token == stop),
-      context=loop.context.replace(cache=cache),
-      calculator=state,
-      segment=segment,
-    )
-
-  segment = Segment(
-    tokens_BL=pad,
-    logp_BL=jnp.zeros((B, G, room), jnp.float32),
-    length_B=jnp.zeros((B, G), jnp.int32),
-    forced_BL=jnp.zeros((B, G, room), bool),
-    truncated_B=jnp.ones((B, G), bool),
-  )
-  loop = jax.lax.while_loop(
-    cond,
-    body,
-    _Loop(
-      step=jnp.int32(0),
-      token_BG=jnp.full((B, G), opening, jnp.int32),
-      done_BG=jnp.zeros((B, G), bool),
-      context=context,
-      calculator=calculator.init((B, G)),
-      segment=segment,
+  B, G, first_slot = context.valid_BGC.shape
+  loop = _Loop(
+    step=jnp.int32(0),
+    token_BG=jnp.full((B, G), opening, jnp.int32),
+    done_BG=jnp.zeros((B, G), bool),
+    context=context,
+    calculator=calculator.init((B, G)),
+    segment=Segment(
+      tokens_BL=jnp.full((B, G, room), symbols.pad, jnp.int32),
+      logp_BL=jnp.zeros((B, G, room), jnp.float32),
+      length_B=jnp.zeros((B, G), jnp.int32),
+      forced_BL=jnp.zeros((B, G, room), bool),
+      truncated_B=jnp.ones((B, G), bool),
     ),
   )
-  used = (slot_BGC >= first_slot) & within(first_slot + loop.segment.length_B, C)
-  context = Context(
-    cache=loop.context.cache,
-    valid_BGC=context.valid_BGC | used,
+  advance = partial(
+    _advance, lm=lm, params=params, prefix=prefix, first_slot=first_slot, stop=stop,
+    symbols=symbols, sampling=sampling,
+    uniform_LBG=jax.random.uniform(key, (room, B, G)),  # drawn here: cheaper than in the loop
+  )  # fmt: skip
+  stage = max(SHORTEST, -(-room // STAGES))
+  for start in range(0, room, stage):
+    end = min(start + stage, room)
+    going = lambda loop, end=end: (loop.step < end) & ~loop.done_BG.all()
+    loop = loop.replace(context=_grow(loop.context, first_slot + end))
+    loop = jax.lax.while_loop(going, advance, loop)
+  slot_BGC = slots((B, G), first_slot + room)
+  used = (slot_BGC >= first_slot) & within(first_slot + loop.segment.length_B, first_slot + room)
+  context = loop.context.replace(
+    valid_BGC=loop.context.valid_BGC | used,
     position_BG=context.position_BG + loop.segment.length_B,
   )
   return loop.segment, context
