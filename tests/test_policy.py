@@ -7,11 +7,16 @@ import pytest
 
 from sgpo import config as config_lib
 from sgpo import policy
-from sgpo.models import transformer
+from sgpo.models import sampler, transformer
 from sgpo.types import Segment, within
 
 V, P, J, G, T, S, E = 40, 2, 2, 3, 12, 6, 9
 ROOM = config_lib.Room(prompt=T, strategy=S, execution=E, numbers=4)
+
+
+@pytest.fixture(autouse=True)
+def stages(monkeypatch):
+  monkeypatch.setattr(sampler, "SHORTEST", 2)  # rooms this short are several loops, too
 
 
 @pytest.fixture

@@ -77,8 +77,9 @@ def test_extend_and_decode_continue_the_prompt(lm_and_params):
   np.testing.assert_allclose(lm.logits(params, hidden)[0], want, rtol=2e-4, atol=2e-4)
 
   weights = lm.split(params)
-  shape = (1, config.kv_heads, 2, 6, config.head_dim)
-  cache = tuple((jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.layers))
+  K, h = config.kv_heads, config.head_dim
+  empty = jnp.zeros((1, K, 2, h, 6)), jnp.zeros((1, K, 2, 6, h))
+  cache = (empty,) * config.layers
   for t in range(5):
     hidden, cache = lm.decode(
       weights, prefix, cache, jnp.array(rows)[None, :, t], position[..., t], t,
