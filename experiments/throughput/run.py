@@ -12,28 +12,18 @@ Prints one JSON line a mode. With --gate each step waits for a line on stdin, be
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
 import statistics
 import sys
 import time
-from functools import partial
 
+from experiments.throughput.workload import WORKLOADS, Workload
 from sgpo import allocator
 
 BEGAN = time.perf_counter()
-COLUMNS = (
-  "width layers heads kv_heads head_dim mlp_width vocab prompts samples prompt completion".split()
-)
-WORKLOADS = {
-  name: dict(zip(COLUMNS, values, strict=True))
-  for name, values in {
-    "W1": (256, 4, 4, 2, 64, 688, 1024, 16, 8, 64, 64),
-    "W2": (512, 8, 8, 4, 64, 1376, 1024, 4, 8, 128, 128),
-    "tiny": (64, 2, 2, 1, 32, 96, 1024, 4, 4, 16, 16),
-  }.items()
-}
 
 
 class Laps:
@@ -68,8 +58,8 @@ class Laps:
     assert before, "jax reports no compilation: the count below would say nothing"
     self.recompiled = compilations() - before
 
-  def report(self, tokens: int) -> None:
-    """One JSON line."""
+  def report(self, tokens: int, flops: float, peak: float) -> None:
+    """One JSON line; the floor is what the arithmetic takes at the speed of a large product."""
     wall, cpu = self.wall[self.args.warmup :], self.cpu[self.args.warmup :]
     median = statistics.median(wall)
     line = dict(
@@ -79,7 +69,8 @@ class Laps:
       tok_per_s=round(tokens / median, 1), first_step_s=round(self.wall[0], 2),
       process_start_to_first_step_s=round(self.first, 1),
       peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-      recompilations=self.recompiled,
+      recompilations=self.recompiled, floor_s=round(flops / peak, 4),
+      share_of_floor=round(flops / peak / median, 3), peak_gflops=round(peak / 1e9),
     )  # fmt: skip
     print(json.dumps(line), file=self.out, flush=True)
 
@@ -96,11 +87,8 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--gate", action="store_true")
   parser.add_argument("--no-allocator", action="store_true", help="leave the heap as it is")
   parser.add_argument("--cache", default="", help="folder of the compilation cache")
-  parser.add_argument("--microbatches", type=int, default=0, help="0: pieces that fit the cache")
-  parser.add_argument("--siblings", type=int, default=3, help="K in mode sgpo")
-  parser.add_argument("--dtype", default="float32", help="of activations")
-  for name in COLUMNS:
-    parser.add_argument(f"--{name}", type=int, default=0)
+  for field in dataclasses.fields(Workload):
+    parser.add_argument(f"--{field.name}", type=field.type, help="of the workload, changed")
   return parser.parse_args()
 
 
@@ -118,17 +106,14 @@ def main() -> None:
 
   if args.cache:
     jax.config.update("jax_compilation_cache_dir", args.cache)
-  sizes = {name: getattr(args, name) or WORKLOADS[args.workload][name] for name in COLUMNS}
-  workload = modes.Workload(**sizes, dtype=args.dtype, microbatches=args.microbatches)
-  made = dict(
-    rl=partial(modes.reinforce, siblings=0), sgpo=partial(modes.reinforce, siblings=args.siblings),
-    decode=modes.decode, train=modes.train,
-  )  # fmt: skip
+  sizes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)}
+  changed = {name: value for name, value in sizes.items() if value is not None}
+  workload = dataclasses.replace(WORKLOADS[args.workload], **changed)
+  peak = modes.peak_flops()
   for mode in args.modes.split(","):
     laps = Laps(mode, args, out)
-    step, tokens = made[mode](workload)
-    laps.run(step)
-    laps.report(tokens)
+    laps.run(modes.MODES[mode](workload))
+    laps.report(workload.tokens[mode], workload.flops[mode], peak)
 
 
 if __name__ == "__main__":

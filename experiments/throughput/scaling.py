@@ -11,30 +11,26 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.throughput.run import WORKLOADS
+from experiments.throughput.workload import WORKLOADS, Workload
 from sgpo.report import charts
 
-BASE = WORKLOADS["W1"] | {"siblings": 3}
-SOURCES = BASE["prompts"] // (1 + BASE["siblings"])
+BASE = WORKLOADS["W1"]
+SOURCES = BASE.prompts // (1 + BASE.siblings)
 
 
 def wider(width: int) -> dict[str, int]:
   """Every size of a layer grows with its width, but for the heads' own size."""
-  heads = width // BASE["head_dim"]
-  mlp_width = BASE["mlp_width"] * width // BASE["width"]
+  heads = width // BASE.head_dim
+  mlp_width = BASE.mlp_width * width // BASE.width
   return {"width": width, "heads": heads, "kv_heads": heads // 2, "mlp_width": mlp_width}
 
 
-def layer_parameters(w: dict[str, int]) -> int:
-  """Parameters of all matrices but the embedding and the head."""
-  heads = (2 * w["heads"] + 2 * w["kv_heads"]) * w["head_dim"]
-  return w["layers"] * w["width"] * (heads + 3 * w["mlp_width"])
-
-
+WIDER = [wider(width) for width in (128, 256, 384, 512)]
 AXES = {
   "strategies a source, G": {n: {"samples": n} for n in (2, 4, 8, 16)},
   "problems a family, 1 + K": {
@@ -42,34 +38,13 @@ AXES = {
   },
   "tokens of a prompt": {n: {"prompt": n} for n in (32, 64, 128, 256)},
   "tokens of a completion": {n: {"completion": n} for n in (32, 64, 128, 256)},
-  "parameters of the layers": {
-    layer_parameters(BASE | wider(d)): wider(d) for d in (128, 256, 384, 512)
-  },
+  "parameters of the layers": {replace(BASE, **w).layer_parameters: w for w in WIDER},
 }
 
 
-def flops(w: dict[str, int]) -> float:
-  """Floating point operations of one step: matrix products, counted as multiply and add.
-
-  A forward pass over the prompts and the rows behind them is F. The step takes F to sample, a
-  strategy's part of it more for siblings to read what was written, 3 F to update, and for
-  faithfulness the sources' share of F.
-  """
-  rows, family = w["prompts"] * w["samples"], 1 + w["siblings"]
-  strategy = w["completion"] // 4
-  token = 2 * layer_parameters(w)
-  attention = 4 * w["layers"] * w["heads"] * w["head_dim"]  # a token and a key
-  prompts = w["prompts"] * w["prompt"] * (token + attention * w["prompt"] / 2)
-  behind = w["completion"] * (token + attention * (w["prompt"] + w["completion"] / 2))
-  head = 2 * w["width"] * w["vocab"] * w["completion"]
-  forward = prompts + rows * (behind + head)
-  reading = rows * (1 - 1 / family) * strategy * (token + attention * w["prompt"])
-  return forward * (1 + 3 + 1 / family) + reading
-
-
-def measure(sizes: dict[str, int], steps: int) -> float:
+def measure(change: dict[str, int], steps: int) -> float:
   """Median seconds of a step at one size, in a process of its own."""
-  flags = [f"--{name}={value}" for name, value in sizes.items()]
+  flags = [f"--{name}={value}" for name, value in change.items()]
   command = [sys.executable, "-m", "experiments.throughput.run", "--modes=sgpo", *flags]
   command += ["--workload=W1", f"--steps={steps}", "--warmup=1"]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -115,17 +90,19 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=5)
   parser.add_argument("--out", required=True, help="folder of scaling.md and scaling.svg")
   args = parser.parse_args()
-  seconds = {}
-  wanted = [(name, x, BASE | change) for name, axis in AXES.items() for x, change in axis.items()]
-  for _, _, sizes in wanted:
-    key = tuple(sizes.values())
-    if key not in seconds:
-      seconds[key] = measure(sizes, args.steps)
-      print(f"{seconds[key]:.3f} s  {sizes}", flush=True)
-  scale = seconds[tuple(BASE.values())] / flops(BASE)
+  seconds: dict[Workload, float] = {}
   points = {name: [] for name in AXES}
-  for name, x, sizes in wanted:
-    points[name].append((x, seconds[tuple(sizes.values())], scale * flops(sizes)))
+  for axis in AXES.values():
+    for change in axis.values():
+      sizes = replace(BASE, **change)
+      if sizes not in seconds:
+        seconds[sizes] = measure(change, args.steps)
+        print(f"{seconds[sizes]:.3f} s  {change}", flush=True)
+  scale = seconds[BASE] / BASE.flops["sgpo"]
+  for name, axis in AXES.items():
+    for x, change in axis.items():
+      sizes = replace(BASE, **change)
+      points[name].append((x, seconds[sizes], scale * sizes.flops["sgpo"]))
   with open(os.path.join(args.out, "scaling.md"), "w", encoding="utf-8") as file:
     file.write(table(points))
   picture(points, os.path.join(args.out, "scaling.svg"))

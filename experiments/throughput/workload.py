@@ -1,0 +1,75 @@
+"""The sizes of a workload and the arithmetic that a step on it asks for."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """Sizes of a decoder, and of a batch of `prompts` x `samples` rows."""
+
+  width: int
+  layers: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  mlp_width: int
+  vocab: int
+  prompts: int
+  samples: int
+  prompt: int  # tokens
+  completion: int  # tokens; a quarter of them is strategy, the rest execution
+  siblings: int = 3  # K of mode sgpo
+  microbatches: int = 0  # pieces of an update; 0: as many as fit a CPU's cache
+  dtype: str = "float32"  # of activations
+
+  @property
+  def rows(self) -> int:
+    """Completions of a step."""
+    return self.prompts * self.samples
+
+  @property
+  def strategy(self) -> int:
+    """Tokens of a strategy."""
+    return self.completion // 4
+
+  @property
+  def layer_parameters(self) -> int:
+    """Parameters of all matrices but the embedding and the head."""
+    heads = (2 * self.heads + 2 * self.kv_heads) * self.head_dim
+    return self.layers * self.width * (heads + 3 * self.mlp_width)
+
+  @property
+  def tokens(self) -> dict[str, int]:
+    """Tokens that a step of each mode handles."""
+    whole = self.rows * (self.prompt + self.completion)
+    return dict(rl=whole, sgpo=whole, decode=self.rows * self.completion, train=whole)
+
+  @property
+  def flops(self) -> dict[str, float]:
+    """Floating point operations of matrix products in a step of each mode, at the least.
+
+    F is a forward pass over each prompt once and the rows behind them. Decoding takes F, an update
+    3 F; `sgpo` reads each strategy once more for its siblings, and for faithfulness executes the
+    sources' part of F. `train` shares nothing.
+    """
+    token = 2 * self.layer_parameters
+    key = 4 * self.layers * self.heads * self.head_dim  # a token that attends to one key
+    head = 2 * self.width * self.vocab
+    prompts = self.prompts * self.prompt * (token + key * self.prompt / 2)
+    behind = self.completion * (token + head + key * (self.prompt + self.completion / 2))
+    forward = prompts + self.rows * behind
+    family, length = 1 + self.siblings, self.prompt + self.completion
+    reading = self.rows * (1 - 1 / family) * self.strategy * (token + key * self.prompt)
+    return {
+      "decode": forward,
+      "rl": 4 * forward,
+      "sgpo": (4 + 1 / family) * forward + reading,
+      "train": 3 * self.rows * length * (token + head + key * length / 2),
+    }
+
+
+WORKLOADS = {
+  "W1": Workload(256, 4, 4, 2, 64, 688, 1024, 16, 8, 64, 64),
+  "W2": Workload(512, 8, 8, 4, 64, 1376, 1024, 4, 8, 128, 128),
+  "tiny": Workload(64, 2, 2, 1, 32, 96, 1024, 4, 4, 16, 16),
+}
