@@ -21,5 +21,4 @@ def get_config():
   config.data.practice_families = 0.5
   config.sgpo.steps = 150
   config.sgpo.microbatches = 16  # fits the cache of a CPU
-  config.eval.problems = 1024
   return config

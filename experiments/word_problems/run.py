@@ -19,6 +19,7 @@ from sgpo.evaluation import statistics
 from sgpo.report import charts
 
 COMMAND = "python -m experiments.word_problems.run --seeds={seeds}"
+PROBLEMS = 1024  # a split: twice the demo's, for narrower intervals
 
 
 def cell(interval: dict) -> str:
@@ -116,7 +117,7 @@ def main() -> None:
     workdir = os.path.join(args.runs, f"seed{seed}")
     subprocess.run(
       [sys.executable, "launch.py", f"--config={args.config}", f"--config.seed={seed}",
-       f"--workdir={workdir}"], check=True,
+       f"--config.eval.problems={PROBLEMS}", f"--workdir={workdir}"], check=True,
     )  # fmt: skip
     files = [os.path.join(workdir, "eval", f"{stage}.json") for stage in ("sft", "sgpo")]
     results[seed] = tuple(json.load(open(f, encoding="utf-8")) for f in files)
