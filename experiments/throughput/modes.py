@@ -137,7 +137,7 @@ MODES: dict[str, Callable[[Workload], Step]] = {
 }
 
 
-def peak_flops(size: int = 2048, repeats: int = 9) -> float:
+def peak_flops(size: int = 2048, repeats: int = 30) -> float:
   """Floating point operations a second of a large matrix product, the best of a few."""
   x = jnp.ones((size, size))
   product, seconds = jax.jit(jnp.matmul), []

@@ -12,7 +12,7 @@ from sgpo.models.transformer import KV, LM, MASKED, Prefix
 from sgpo.types import Segment, Symbols, slots, within
 
 STAGES = 4  # loops a segment, at most
-SHORTEST = 16  # tokens of a loop, at least
+SHORTEST = 32  # tokens of a loop, at least
 
 
 @struct.dataclass

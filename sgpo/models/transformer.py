@@ -104,7 +104,7 @@ def attend(
   B, K, G, Q, R, h = q_BKGQRh.shape
   k, v = own
   dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-  q = q_BKGQRh * h**-0.5
+  q = jax.lax.optimization_barrier(q_BKGQRh * h**-0.5)  # once for both products, not fused twice
   rows, group = q.reshape(B, K, G, Q * R, h), q.reshape(B, K, G * Q * R, h)
   s = dot("bkgxh,bkghc->bkgxc", rows, k).reshape(B, K, G, Q, R, -1)
   s = jnp.where(mask_BGQC[:, None, :, :, None], s, MASKED)
