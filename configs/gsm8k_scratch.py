@@ -10,6 +10,7 @@ from sgpo.config import default
 
 
 def get_config(folder="data/gsm8k"):
+  """GSM8K from `folder`."""
   config = default()
   config.model.unroll = 4
   config.data.name = "gsm8k"

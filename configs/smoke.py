@@ -7,6 +7,7 @@ from sgpo.config import default
 
 
 def get_config():
+  """Everything small."""
   config = default()
   config.model.width = 32
   config.model.layers = 2

@@ -10,6 +10,7 @@ from sgpo.config import default
 
 
 def get_config():
+  """The demo."""
   config = default()
   config.model.unroll = 4  # all layers: fastest for a model this small
   config.model.rope_theta = 100.0  # texts are short: copying numbers is learnt sooner

@@ -176,7 +176,6 @@ def _leaders(entries: Entries, row_C: jax.Array, found_C: jax.Array, merge: floa
   index_C = jnp.arange(C)
   linked_CC &= x.valid_C[:, None] & x.valid_C[None]
   linked_CC |= jnp.eye(C, dtype=bool)
-  index_C = jnp.arange(C)
   leader_C = jnp.minimum(linked_CC.argmax(1), index_C)
   for _ in range(max(C - 1, 1).bit_length()):  # follow chains of likeness to their first
     leader_C = leader_C[leader_C]

@@ -13,6 +13,8 @@ import ml_collections
 
 @dataclasses.dataclass(frozen=True)
 class Model:
+  """Sizes and variants of the decoder."""
+
   width: int = 128  # D
   layers: int = 4
   heads: int = 4
@@ -29,6 +31,8 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
+  """Where problems come from, and how their classes are parted."""
+
   name: str = "word_problems"  # word_problems | gsm8k
   path: str = ""  # folder of train.jsonl[.gz] and test.jsonl[.gz] for gsm8k
   vocab_size: int = 384  # of the sentencepiece tokenizer trained on this data
@@ -53,6 +57,8 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class Sft:
+  """The supervised cold start."""
+
   steps: int = 500
   batch: int = 32
   learning_rate: float = 2e-3
@@ -64,6 +70,8 @@ class Sft:
 
 @dataclasses.dataclass(frozen=True)
 class Sgpo:
+  """The SGPO stage: its batches, its optimizer, its loss."""
+
   steps: int = 100
   sources: int = 32  # P
   siblings: int = 3  # K
@@ -84,6 +92,8 @@ class Sgpo:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
+  """Weights of the reward's parts."""
+
   own: float = 1.0
   transfer: float = 1.0
   form: float = 0.05  # coherence: closed and not empty
@@ -94,6 +104,8 @@ class Reward:
 
 @dataclasses.dataclass(frozen=True)
 class BankConfig:
+  """The strategy bank."""
+
   capacity: int = 1024  # N; 0 = no bank
   retrieved: int = 2  # R
   dropout: float = 0.5  # share of families that get no hints
@@ -107,17 +119,22 @@ class BankConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
+  """How tokens are drawn."""
+
   temperature: float = 1.0
   top_k: int = 0  # 0 = all
   top_p: float = 1.0
   calculator: bool = True
 
   def replace(self, **changes: Any) -> "Sampling":
+    """A copy with some values changed."""
     return dataclasses.replace(self, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
+  """Sizes of the evaluation."""
+
   problems: int = 512  # per split
   batch: int = 256
   transfer_pairs: int = 512  # of the transfer score
@@ -128,12 +145,16 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
+  """When checkpoints are written, and how many stay."""
+
   every: int = 100  # steps
   keep: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """The whole configuration of a run."""
+
   seed: int = 0
   stages: tuple[str, ...] = ("sft", "sgpo")  # methods, run one after another
   init_from: str = ""  # workdir whose last parameters start the first stage
@@ -206,11 +227,11 @@ _POSITIVE = (
   "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
   "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
   "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials "
-  "bank.bandwidth"
+  "bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p model.rope_theta model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
   "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
-  "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup"
+  "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap sgpo.clip_low sgpo.clip_high"
 ).split()
 _SHARES = (
   "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate "
@@ -230,10 +251,10 @@ def get(config: Config, path: str) -> Any:
 def check(config: Config) -> None:
   """Raises ValueError where a value is out of its range or two values do not fit."""
   for path in _POSITIVE:
-    if get(config, path) <= 0:
+    if not get(config, path) > 0:  # so that nan is refused, too
       raise ValueError(f"config.{path} = {get(config, path)} must be positive")
   for path in _NOT_NEGATIVE:
-    if get(config, path) < 0:
+    if not get(config, path) >= 0:
       raise ValueError(f"config.{path} = {get(config, path)} must not be negative")
   for path in _SHARES:
     if not 0 <= get(config, path) <= 1:

@@ -2,7 +2,7 @@
 
 python -m experiments.step_cost.run --config=configs/word_problems.py
 
-A part's cost is the step's median with it less the median without it, the two in turn.
+A part's share is one less the median ratio of the step without it to the whole, the two in turn.
 Prints one JSON line.
 """
 

@@ -57,11 +57,12 @@ def arms_of(before: dict, after: dict) -> list[tuple[str, dict, dict]]:
   return [*rows, ("transfer score", before["transfer"]["sts"], after["transfer"]["sts"])]
 
 
-def markdown(results: dict[int, tuple[dict, dict]], command: str) -> str:
+def markdown(results: dict[int, tuple[dict, dict]], commits: dict[int, str], command: str) -> str:
   """One table of accuracies and one of transfer arms a seed."""
   out = [f"Made by `{command}`. Greedy decoding without hints, 95% bootstrap intervals.\n"]
   for seed, (before, after) in results.items():
-    out += [f"\n### Seed {seed}\n", "| split | cold start | after SGPO | paired difference |",
+    out += [f"\n### Seed {seed}, commit {commits[seed]}\n"]
+    out += ["| split | cold start | after SGPO | paired difference |",
             "|---|---|---|---|"]  # fmt: skip
     out += [f"| {n} | {cell(b)} | {cell(a)} | {cell(d)} |" for n, b, a, d in rows_of(before, after)]
     out += ["", "| arm on held-out classes | cold start | after SGPO |", "|---|---|---|"]
@@ -112,7 +113,7 @@ def main() -> None:
   parser.add_argument("--runs", default="runs/word_problems")
   parser.add_argument("--out", default="", help="folder for result.md and result.svg")
   args = parser.parse_args()
-  results = {}
+  results, commits = {}, {}
   for seed in map(int, args.seeds.split(",")):
     workdir = os.path.join(args.runs, f"seed{seed}")
     subprocess.run(
@@ -120,8 +121,10 @@ def main() -> None:
        f"--config.eval.problems={PROBLEMS}", f"--workdir={workdir}"], check=True,
     )  # fmt: skip
     files = [os.path.join(workdir, "eval", f"{stage}.json") for stage in ("sft", "sgpo")]
+    with open(os.path.join(workdir, "run.json"), encoding="utf-8") as file:
+      commits[seed] = (json.load(file)["git"] or "unknown")[:7]
     results[seed] = tuple(json.load(open(f, encoding="utf-8")) for f in files)
-  text = markdown(results, COMMAND.format(seeds=args.seeds))
+  text = markdown(results, commits, COMMAND.format(seeds=args.seeds))
   print(text)
   if args.out:
     with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:

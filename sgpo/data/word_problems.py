@@ -365,8 +365,7 @@ class WordProblems:
       part = "practice" if rng.random() < self.data.practice_families else "annotated"
     else:
       part = {"id": "annotated", "practice": "practice", "cls": "held_out"}[split]
-    known = self._classes[part] or self._classes["annotated"]
-    plan = rng.choice(known)
+    plan = rng.choice(self._classes[part])
     members: list[Problem] = []
     for attempt in range(100 * size):
       problem = self._until(split, rng, plan)

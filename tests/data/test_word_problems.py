@@ -148,4 +148,4 @@ def test_a_bag_of_words_cannot_tell_the_plan(data):
     e = np.exp(logits - logits.max(1, keepdims=True))
     weights -= 0.5 / len(x) * (x.T @ (e / e.sum(1, keepdims=True) - target) + 0.01 * weights)
   right = [plans[i] == p.plan for i, p in zip((bags(test) @ weights).argmax(1), test, strict=True)]
-  assert 0.02 < np.mean(right) < 0.6  # the model of the README reads 98% of these plans
+  assert 0.02 < np.mean(right) < 0.6  # the demo's model reads over 90% of them
