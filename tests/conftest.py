@@ -7,6 +7,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is most of the time
 os.environ.setdefault("NPROC", "32")  # simulated devices deadlock on fewer threads
 
+import pathlib  # noqa: E402
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -31,3 +33,13 @@ def model() -> config_lib.Model:
   return config_lib.Model(
     width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, unroll=1
   )
+
+
+@pytest.fixture(scope="session")
+def gsm8k_folder() -> str:
+  """The folder of GSM8K's files; tests that read them are skipped where there is none."""
+  beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+  folder = pathlib.Path(os.environ.get("SGPO_DATA", beside)) / "gsm8k"
+  if not folder.is_dir():
+    pytest.skip("GSM8K is not here: set SGPO_DATA")
+  return str(folder)

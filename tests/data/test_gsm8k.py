@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 
 import pytest
 
@@ -63,15 +62,8 @@ def test_question_numbers():
   assert {2, 1200, 25, 0.25, 0.75, 3, 4, 5, 12, 2.5} <= {float(x) for x in got}
 
 
-def real_folder():
-  here = os.path.dirname(os.path.abspath(__file__))
-  root = os.environ.get("SGPO_DATA", os.path.join(here, "..", "..", "..", "shared", "data"))
-  return os.path.join(root, "gsm8k")
-
-
-@pytest.mark.skipif(not os.path.isdir(real_folder()), reason="GSM8K is not here: set SGPO_DATA")
-def test_counts_on_the_real_files():
-  data = gsm8k.GSM8K(Data(name="gsm8k", path=real_folder()))
+def test_counts_on_the_real_files(gsm8k_folder):
+  data = gsm8k.GSM8K(Data(name="gsm8k", path=gsm8k_folder))
   annotated = sum("<<" in p.solution for p in data.train)
   sizes = [len(group) for group in data.by_plan.values()]
   large = [n for n in sizes if n >= 4]

@@ -3,7 +3,6 @@
 import gzip
 import importlib.util
 import json
-import os
 import pathlib
 
 import numpy as np
@@ -15,8 +14,6 @@ from sgpo.data.tokenizers import Tokenizer
 from sgpo.types import NO_NUMBER
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
-FOLDER = pathlib.Path(os.environ.get("SGPO_DATA", REPO.parent / "shared" / "data")) / "gsm8k"
-needs_data = pytest.mark.skipif(not FOLDER.is_dir(), reason="GSM8K is not here: set SGPO_DATA")
 
 
 def row(a, b, sign="*", answer=None):
@@ -110,16 +107,15 @@ def test_an_answer_beyond_int32_is_dropped_and_counted(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def real():
+def real(gsm8k_folder):
   spec = importlib.util.spec_from_file_location("scratch", REPO / "configs" / "gsm8k_scratch.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = config_lib.read(module.get_config(str(FOLDER)))
+  config = config_lib.read(module.get_config(gsm8k_folder))
   data = make_dataset(config.data)
   return config, data, Tokenizer.train(data.texts(), config.data.vocab_size)
 
 
-@needs_data
 def test_real_families_share_a_plan_and_keep_to_their_part(real):
   _, data, _ = real
   parts = {p: part for part, plans in data._parts.items() for p in plans}
@@ -142,7 +138,6 @@ def test_real_families_share_a_plan_and_keep_to_their_part(real):
   assert not texts & (held_out | {p.question for p in data.test})
 
 
-@needs_data
 def test_real_text_comes_back_and_fills_its_rooms(real):
   config, data, tokenizer = real
   for p in [*data.train[::10], *data.test[::10]]:
