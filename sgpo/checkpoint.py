@@ -4,15 +4,20 @@ Each holds the state, and as JSON the data position, the configuration and a fin
 leaf. Flipped bytes restore silently otherwise.
 """
 
+import itertools
 import logging
 import os
+import shutil
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 log = logging.getLogger(__name__)
+
+_DELETED = "todelete"
 
 
 def _fingerprint(x: jax.Array) -> jax.Array:
@@ -44,7 +49,7 @@ class Checkpointer:
     self.folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
-      todelete_subdir="todelete",  # a kill during deletion leaves no partial step
+      todelete_subdir=_DELETED,  # a kill during deletion leaves no partial step
       enable_async_checkpointing=False,
     )
     self._manager = ocp.CheckpointManager(
@@ -58,9 +63,18 @@ class Checkpointer:
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: Any, meta: dict) -> None:
-    """Writes a checkpoint; an existing whole one of the same step stays."""
-    while self._broken:  # Orbax writes no step before its newest, and would leave these newest
-      self._manager.delete(self._broken.pop())
+    """Writes a checkpoint; an existing whole one of the same step stays.
+
+    Those that could not be read move to the folder `checkpoints_broken`: a later look may find that
+    only a disk was away.
+    """
+    if self._broken:  # Orbax writes no step before its newest, and would leave these newest
+      if jax.process_index() == 0:
+        for broken in self._broken:
+          self._set_aside(broken)
+      self._broken = []
+      multihost_utils.sync_global_devices("broken checkpoints are set aside")
+      self._manager.reload()
     if step in self.steps:
       return
     meta = {**meta, "fingerprints": fingerprints(state)}
@@ -69,6 +83,16 @@ class Checkpointer:
       args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
     )
     self._manager.wait_until_finished()
+    if jax.process_index() == 0:  # Orbax only renames what it deletes
+      shutil.rmtree(os.path.join(self.folder, _DELETED), ignore_errors=True)
+
+  def _set_aside(self, step: int) -> None:
+    folder = f"{self.folder}_broken"
+    os.makedirs(folder, exist_ok=True)
+    names = itertools.chain([str(step)], (f"{step}.{i}" for i in itertools.count(1)))
+    free = next(name for name in names if not os.path.exists(os.path.join(folder, name)))
+    os.rename(os.path.join(self.folder, str(step)), os.path.join(folder, free))
+    log.warning("the checkpoint that could not be read is kept as %s/%s", folder, free)
 
   def meta(self, step: int) -> dict:
     """The JSON part of a checkpoint."""

@@ -184,13 +184,24 @@ def failed_rows(split: str, problems: list[Problem], out: dict, tokenizer) -> li
   return rows
 
 
-def _foreign(strategy_BS, length_B, plans: list[str], rng) -> np.ndarray:
-  """For each row another row whose class differs and whose strategy is as long, or nearly."""
-  keys = np.array(plans)
-  noise = rng.random((len(plans), len(plans)))
-  cost = np.abs(length_B[:, None].astype(float) - length_B[None]) + noise * 0.5
-  cost[keys[:, None] == keys[None]] = np.inf
-  return cost.argmin(1)
+def foreign_strategies(
+  length_N: np.ndarray, texts: list[str], plans: list[str], rng: np.random.Generator
+) -> np.ndarray:
+  """For each pair another pair with a strategy of a wrong class, as long or nearly: int [N].
+
+  Wrong is a strategy of another class whose text is neither the plan of this class nor what was
+  written here. A policy that writes one strategy for everything leaves no such choice: it is given
+  its own, and its transfer score is 0.
+
+  Args:
+    texts: the strategies as normalized plans.
+    plans: the classes' plans.
+  """
+  plan_N, text_N = np.array(plans), np.array(texts)
+  cost_NN = np.abs(length_N[:, None].astype(float) - length_N[None])
+  cost_NN += 0.5 * rng.random(cost_NN.shape)  # any of the equally long ones
+  same_NN = (text_N[None] == plan_N[:, None]) | (text_N[None] == text_N[:, None])
+  return (cost_NN + 1e4 * same_NN + 1e8 * (plan_N[None] == plan_N[:, None])).argmin(1)
 
 
 def _shuffled(strategy_BS, length_B, rng) -> np.ndarray:
@@ -226,7 +237,10 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
     tokens, length = solver.extract(families.prompt_PJT[:, 0], families.length_PJ[:, 0])
     strategies.append({"tokens": tokens[:real], "length": length[:real]})
   s = _concat(strategies)
-  other = _foreign(s["tokens"], s["length"], [pair[0].plan for pair in pairs], rng)
+  texts = [
+    classes.normalize_plan(solver.tokenizer.pretty_plan(row.tolist())) for row in s["tokens"]
+  ]
+  other = foreign_strategies(s["length"], texts, [pair[0].plan for pair in pairs], rng)
   given = {
     "own": (0, s["tokens"], s["length"]),
     "sibling": (1, s["tokens"], s["length"]),
@@ -250,7 +264,9 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
       )  # fmt: skip
       start += real
     correct[arm] = np.concatenate(parts).astype(float)
-  correct["class_prior"] = _class_prior(pairs)
+  correct["class_prior"] = class_prior(
+    [pair[0].plan for pair in pairs], [[p.answer for p in pair] for pair in pairs]
+  )
   ci = statistics.bootstrap_interval
   interval = {arm: ci(values) for arm, values in correct.items()}
   return {
@@ -262,13 +278,16 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
   }
 
 
-def _class_prior(pairs: list[list[Problem]]) -> np.ndarray:
-  """Right where the commonest answer of the class's other problems is the answer."""
-  answers = collections.defaultdict(list)
-  for first, _ in pairs:
-    answers[first.plan].append(first.answer)
-  guess = {plan: collections.Counter(a).most_common(1)[0][0] for plan, a in answers.items()}
-  return np.array([float(guess[second.plan] == second.answer) for _, second in pairs])
+def class_prior(plans: list[str], answers: list[list[int]]) -> np.ndarray:
+  """1.0 where the commonest answer of the class's other pairs is the second answer of this one."""
+  counts = collections.defaultdict(collections.Counter)
+  for plan, both in zip(plans, answers, strict=True):
+    counts[plan].update(both)
+  right = []
+  for plan, both in zip(plans, answers, strict=True):
+    others = counts[plan] - collections.Counter(both)
+    right.append(bool(others) and others.most_common(1)[0][0] == both[1])
+  return np.array(right, float)
 
 
 def bank_examples(config: config_lib.Config, state, dataset, tokenizer) -> dict[int, dict]:

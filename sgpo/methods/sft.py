@@ -61,10 +61,11 @@ def sft_step(
 
 
 def schedule(learning_rate: float, warmup: int, steps: int) -> optax.Schedule:
-  """Linear warm-up, cosine decay to a tenth."""
-  return optax.warmup_cosine_decay_schedule(
+  """Linear warm-up, cosine decay to a tenth; update n = 0 already learns."""
+  rate = optax.warmup_cosine_decay_schedule(
     0.0, learning_rate, warmup, max(steps, warmup + 1), learning_rate / 10
   )
+  return lambda n: rate(n + 1)
 
 
 def initial_state(params, optimizer: optax.GradientTransformation) -> TrainState:

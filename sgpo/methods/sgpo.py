@@ -40,9 +40,8 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
   del mesh
   c = config.sgpo
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
-  schedule = c.learning_rate
-  if c.warmup:
-    schedule = optax.linear_schedule(0.0, c.learning_rate, c.warmup)
+  # Constant behind the warm-up; update n = 0 already learns.
+  schedule = lambda n: c.learning_rate * jnp.minimum(1.0, (n + 1) / max(c.warmup, 1))
   optimizer = optax.chain(
     optax.clip_by_global_norm(c.clip),
     optax.adam(schedule, b2=c.b2, eps=c.eps),
