@@ -13,7 +13,7 @@ def get_config():
   """The demo."""
   config = default()
   config.model.unroll = 4  # all layers: fastest for a model this small
-  config.model.rope_theta = 100.0  # texts are short: copying numbers is learnt sooner
+  config.model.rope.theta = 100.0  # texts are short: copying numbers is learnt sooner
   config.data.worked_examples = 800
   config.sft.steps = 650
   config.sft.learning_rate = 3e-3

@@ -12,6 +12,20 @@ import ml_collections
 
 
 @dataclasses.dataclass(frozen=True)
+class Rope:
+  """Rotary positions."""
+
+  theta: float = 10_000.0
+  local_theta: float = 0.0  # of layers with a window; 0 = theta, and then `scaling` is theirs, too
+  scaling: str = "none"  # none | linear | llama3 | yarn
+  factor: float = 1.0  # by which the context was stretched
+  slow: float = 1.0  # turns in the original context: llama3's low_freq_factor, yarn's beta_slow
+  fast: float = 4.0  # llama3's high_freq_factor, yarn's beta_fast
+  original: int = 8192  # context before the stretching, tokens
+  gain: float = 0.0  # of yarn on cosines and sines; 0 = 0.1 ln(factor) + 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
   """Sizes and variants of the decoder."""
 
@@ -21,8 +35,20 @@ class Model:
   kv_heads: int = 2
   head_dim: int = 32
   mlp_width: int = 384
-  rope_theta: float = 10_000.0
+  rope: Rope = Rope()
   norm_eps: float = 1e-6
+  norm_offset: float = 0.0  # norms scale by this plus their parameter (1: Gemma)
+  post_norms: bool = False  # a norm behind attention and MLP, too (Gemma)
+  qk_norm: bool = False  # a norm on each query and key head (Qwen 3, Gemma 3)
+  qkv_bias: bool = False  # Qwen 2
+  out_bias: bool = False  # behind attention
+  activation: str = "silu"  # silu | gelu_tanh
+  query_scale: float = 0.0  # attention is softmax(q k^T / sqrt(query_scale)); 0 = head_dim
+  attention_cap: float = 0.0  # c tanh(scores / c); 0 = none (Gemma 2: 50)
+  logit_cap: float = 0.0  # the same for the output (Gemma 2: 30)
+  window: int = 0  # tokens that a layer sees, itself included; 0 = all
+  global_every: int = 0  # every n-th layer sees all in spite of `window`; 0 = none does
+  scale_embedding: bool = False  # by sqrt(width) (Gemma)
   tied: bool = True  # the output head is the embedding table
   dtype: str = "float32"  # of activations; parameters stay float32
   remat: bool = False  # recompute each layer in the backward pass
@@ -227,17 +253,21 @@ _POSITIVE = (
   "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
   "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
   "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials "
-  "bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p model.rope_theta model.norm_eps"
+  "bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p model.rope.theta "
+  "model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
   "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
-  "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap sgpo.clip_low sgpo.clip_high"
+  "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap sgpo.clip_low sgpo.clip_high "
+  "model.window model.global_every model.attention_cap model.logit_cap model.query_scale "
+  "model.rope.local_theta model.rope.gain"
 ).split()
 _SHARES = (
   "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate "
   "data.bare_rate bank.dropout bank.admit sampling.top_p"
 ).split()
 
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 BATCHES = (("sft.batch", "sft.microbatches"), ("sgpo.sources", "sgpo.microbatches"))  # and pieces
 
 
@@ -273,6 +303,20 @@ def check(config: Config) -> None:
     raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
   if m.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"config.model.dtype = {m.dtype!r} must be 'float32' or 'bfloat16'")
+  if m.rope.scaling not in ROPE_SCALINGS:
+    raise ValueError(
+      f"config.model.rope.scaling = {m.rope.scaling!r} must be one of {', '.join(ROPE_SCALINGS)}"
+    )
+  if m.rope.scaling in ("llama3", "yarn") and not m.rope.fast > m.rope.slow:
+    raise ValueError(
+      f"config.model.rope.fast = {m.rope.fast} must exceed rope.slow = {m.rope.slow}"
+    )
+  if m.activation not in ("silu", "gelu_tanh"):
+    raise ValueError(f"config.model.activation = {m.activation!r} must be 'silu' or 'gelu_tanh'")
+  if m.global_every and not m.window:
+    raise ValueError(
+      f"config.model.global_every = {m.global_every} has no meaning while config.model.window = 0"
+    )
   if config.eval.strategy < config.room.strategy:
     raise ValueError(
       f"config.eval.strategy = {config.eval.strategy} must hold what the bank learnt in "

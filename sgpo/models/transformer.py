@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from sgpo import config as config_lib
@@ -64,17 +65,42 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (out * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def rotation(position_BGQ: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-  """(cos, sin) of position * theta^(-2i/h) for both halves of a head: once for all layers.
+def frequencies(rope: config_lib.Rope, head_dim: int, local: bool) -> tuple[np.ndarray, float]:
+  """(radians a token [h/2], gain of cosines and sines) of rotary positions.
+
+  f_i = theta^(-2i/h), stretched to contexts longer than those of training by a factor s:
+  linear: f/s. llama3: f/s for fewer than `slow` turns in the original context, f for more than
+  `fast`, in between a mean by turns. yarn (arXiv 2309.00071): the same, the mean by index.
+  """
+  half = head_dim // 2
+  f = (local and rope.local_theta or rope.theta) ** (-np.arange(half) / half)
+  if rope.scaling == "none" or (local and rope.local_theta):
+    return f, 1.0
+  if rope.scaling == "linear":
+    return f / rope.factor, 1.0
+  if rope.scaling == "llama3":
+    turns = rope.original * f / (2 * np.pi)
+    kept = np.clip((turns - rope.slow) / (rope.fast - rope.slow), 0, 1)
+    return f * kept + f / rope.factor * (1 - kept), 1.0
+  index = lambda turns: half * np.log(rope.original / (turns * 2 * np.pi)) / np.log(rope.theta)
+  low = max(np.floor(index(rope.fast)), 0)
+  high = min(np.ceil(index(rope.slow)), head_dim - 1)
+  kept = 1 - np.clip((np.arange(half) - low) / max(high - low, 1e-3), 0, 1)
+  return f * kept + f / rope.factor * (1 - kept), rope.gain or 0.1 * np.log(rope.factor) + 1
+
+
+def rotation(
+  position_BGQ: jax.Array, rope: config_lib.Rope, head_dim: int, local: bool = False
+) -> tuple[jax.Array, jax.Array]:
+  """(cos, sin) of position * frequency for both halves of a head: once for all layers.
 
   Each [B, 1, G, Q, 1, h]; the first half of sin is negative, as `rotate` wants it.
   """
-  half = head_dim // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequency, gain = frequencies(rope, head_dim, local)
   angle = position_BGQ[:, None, :, :, None, None].astype(jnp.float32)
-  angle *= frequency.reshape(1, 1, 1, 1, 1, half)
+  angle *= jnp.asarray(frequency, jnp.float32).reshape(1, 1, 1, 1, 1, -1)
   # Behind a barrier, or XLA would compute them anew for each head of each layer.
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  cos, sin = gain * jnp.cos(angle), gain * jnp.sin(angle)
   both = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
   return jax.lax.optimization_barrier(both)
 
@@ -91,10 +117,21 @@ def rotate(x_BKGQRh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Arra
   return (x * cos + swapped * sin).astype(x_BKGQRh.dtype)
 
 
+@struct.dataclass
+class View:
+  """What the queries of a layer see, and where they stand."""
+
+  angles: tuple[jax.Array, jax.Array]
+  mask_BGQC: jax.Array  # of the rows' own keys
+  prefix_mask: jax.Array | None  # of the prompt's, [B, 1, G or 1, Q or 1, 1, T]
+
+
 def attend(
-  q_BKGQRh: jax.Array, own: KV, mask_BGQC: jax.Array, prefix: KV | None, prefix_mask_BT
+  q_BKGQRh: jax.Array, own: KV, prefix: KV | None, view: View, scale: float, cap: float
 ) -> jax.Array:
-  """softmax(q k^T / sqrt(h)) v over a shared prefix and the row's own keys, like the queries.
+  """softmax(scale q k^T) v over a shared prefix and the row's own keys, like the queries.
+
+  A `cap` above 0 bends scores to cap * tanh(scores / cap).
 
   The two parts meet in the softmax's sums, so the prefix is never copied to the rows, and each of
   the four products is one batched matrix product without transposes.
@@ -104,14 +141,15 @@ def attend(
   B, K, G, Q, R, h = q_BKGQRh.shape
   k, v = own
   dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-  q = jax.lax.optimization_barrier(q_BKGQRh * h**-0.5)  # once for both products, not fused twice
+  bend = (lambda x: cap * jnp.tanh(x / cap)) if cap else (lambda x: x)
+  q = jax.lax.optimization_barrier(q_BKGQRh * scale)  # once for both products, not fused twice
   rows, group = q.reshape(B, K, G, Q * R, h), q.reshape(B, K, G * Q * R, h)
-  s = dot("bkgxh,bkghc->bkgxc", rows, k).reshape(B, K, G, Q, R, -1)
-  s = jnp.where(mask_BGQC[:, None, :, :, None], s, MASKED)
+  s = bend(dot("bkgxh,bkghc->bkgxc", rows, k)).reshape(B, K, G, Q, R, -1)
+  s = jnp.where(view.mask_BGQC[:, None, :, :, None], s, MASKED)
   top = s.max(-1)
   if prefix is not None:
-    sp = dot("bkxh,bkht->bkxt", group, prefix[0]).reshape(B, K, G, Q, R, -1)
-    sp = jnp.where(prefix_mask_BT[:, None, None, None, None], sp, MASKED)
+    sp = bend(dot("bkxh,bkht->bkxt", group, prefix[0])).reshape(B, K, G, Q, R, -1)
+    sp = jnp.where(view.prefix_mask, sp, MASKED)
     top = jnp.maximum(top, sp.max(-1))
   top = jax.lax.stop_gradient(top)[..., None]
   e = jnp.exp(s - top)
@@ -132,36 +170,71 @@ class Layer(nn.Module):
   config: config_lib.Model
 
   @nn.compact
-  def __call__(self, x_BGQD, angles, mask_BGQC, prefix_mask_BT, slot, prefix, cache):
-    """Returns (x_BGQD, own keys and values: the cache with its slot written, or the new ones)."""
+  def __call__(self, x_BGQD, views, slot, local, prefix, cache):
+    """Returns (x_BGQD, own keys and values: the cache with its slot written, or the new ones).
+
+    Of two views, for all and for windows, the second is this layer's where `local` is true.
+    """
     c = self.config
     D, H, K, h, F = c.width, c.heads, c.kv_heads, c.head_dim, c.mlp_width
     dtype = x_BGQD.dtype
     init = nn.initializers.normal(0.02)
     last = nn.initializers.normal(0.02 / (2 * c.layers) ** 0.5)
     weight = lambda name, *shape, fn=init: self.param(name, fn, shape, jnp.float32).astype(dtype)
+    bias = partial(weight, fn=nn.initializers.zeros)
+    ones = nn.initializers.constant(1 - c.norm_offset)
     norm = lambda name, x: rms_norm(
-      x, self.param(name, nn.initializers.ones, (D,), jnp.float32), c.norm_eps
+      x, self.param(name, ones, x.shape[-1:], jnp.float32) + c.norm_offset, c.norm_eps
     )
+    behind = norm if c.post_norms else lambda _, x: x
+    view = views[0]
+    if len(views) > 1:
+      view = jax.tree.map(lambda wide, near: jnp.where(local, near, wide), *views)
     y = norm("attn_norm", x_BGQD)
     # One product for queries, keys and values: R query heads beside their key and value head.
-    qkv = [weight("q", D, H, h).reshape(D, K, H // K, h)]
-    qkv += [weight(name, D, K, h)[:, :, None] for name in "kv"]
-    qkv = jnp.einsum("bgqd,dkrh->bgqkrh", y, jnp.concatenate(qkv, 2)).transpose(0, 3, 1, 2, 4, 5)
-    q, k = rotate(qkv[..., :-2, :], angles), rotate(qkv[..., -2:-1, :], angles)
+    joined = lambda q, k, v: jnp.concatenate(
+      [q.reshape(*q.shape[:-2], K, H // K, h), k[..., None, :], v[..., None, :]], -2
+    )
+    qkv = joined(weight("q", D, H, h), weight("k", D, K, h), weight("v", D, K, h))
+    qkv = jnp.einsum("bgqd,dkrh->bgqkrh", y, qkv)
+    if c.qkv_bias:
+      qkv += joined(bias("q_bias", H, h), bias("k_bias", K, h), bias("v_bias", K, h))
+    qkv = qkv.transpose(0, 3, 1, 2, 4, 5)
+    q, k = qkv[..., :-2, :], qkv[..., -2:-1, :]
+    if c.qk_norm:
+      q, k = norm("q_norm", q), norm("k_norm", k)
+    q, k = rotate(q, view.angles), rotate(k, view.angles)
     own = k[..., 0, :].swapaxes(-1, -2), qkv[..., -1, :]
     if cache is not None:
       write = jax.lax.dynamic_update_slice_in_dim
       own = write(cache[0], own[0], slot, 4), write(cache[1], own[1], slot, 3)
-    out = attend(q, own, mask_BGQC, prefix, prefix_mask_BT)
+    out = attend(q, own, prefix, view, (c.query_scale or h) ** -0.5, c.attention_cap)
     out = out.transpose(0, 2, 3, 1, 4, 5).reshape(*x_BGQD.shape[:3], H, h)
-    x_BGQD += jnp.einsum("bgqhk,hkd->bgqd", out, weight("o", H, h, D, fn=last))
+    out = jnp.einsum("bgqhk,hkd->bgqd", out, weight("o", H, h, D, fn=last))
+    if c.out_bias:
+      out += bias("o_bias", D)
+    x_BGQD += behind("post_attn_norm", out)
     y = norm("mlp_norm", x_BGQD)
     both = jnp.stack([weight("gate", D, F), weight("up", D, F)], 1)
     both = jnp.einsum("bgqd,dcf->bgqcf", y, both)
-    y = nn.silu(both[..., 0, :]) * both[..., 1, :]
-    x_BGQD += jnp.einsum("bgqf,fd->bgqd", y, weight("down", F, D, fn=last))
-    return x_BGQD, own
+    act = nn.silu if c.activation == "silu" else nn.gelu  # gelu is the tanh approximation
+    y = act(both[..., 0, :]) * both[..., 1, :]
+    out = jnp.einsum("bgqf,fd->bgqd", y, weight("down", F, D, fn=last))
+    return x_BGQD + behind("post_mlp_norm", out), own
+
+
+def embed_tokens(config: config_lib.Model, table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Rows of the embedding table, in the dtype of activations."""
+  x = table_VD.astype(config.dtype)[tokens]
+  return x * jnp.asarray(config.width**0.5, x.dtype) if config.scale_embedding else x
+
+
+def local_layers(config: config_lib.Model) -> list[bool]:
+  """Which layers see a window only."""
+  every = config.global_every
+  return [
+    bool(config.window) and not (every and (i + 1) % every == 0) for i in range(config.layers)
+  ]
 
 
 class Decoder(nn.Module):
@@ -171,7 +244,7 @@ class Decoder(nn.Module):
   vocab: int
 
   @nn.compact
-  def __call__(self, tokens_BGQ, position_BGQ, mask_BGQC, prefix_mask_BT, prefix):
+  def __call__(self, tokens_BGQ, views, prefix):
     """Returns (hidden_BGQD, keys and values stacked over layers, behind [L, B, K, G])."""
     c = self.config
     init = nn.initializers.normal(0.02)
@@ -183,15 +256,16 @@ class Decoder(nn.Module):
       layer,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(nn.broadcast,) * 4 + (0, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, 0, 0, nn.broadcast),
       length=c.layers,
       unroll=c.unroll,
     )(c, name="layers")
-    x = embed.astype(c.dtype)[tokens_BGQ]
-    angles = rotation(position_BGQ, c.head_dim, c.rope_theta)
-    x, kv = layers(x, angles, mask_BGQC, prefix_mask_BT, 0, prefix, None)
-    norm = self.param("final_norm", nn.initializers.ones, (c.width,), jnp.float32)
-    return rms_norm(x, norm, c.norm_eps), kv
+    x = embed_tokens(c, embed, tokens_BGQ)
+    local_L = jnp.array(local_layers(c)) if len(views) > 1 else None
+    x, kv = layers(x, views, 0, local_L, prefix, None)
+    ones = nn.initializers.constant(1 - c.norm_offset)
+    norm = self.param("final_norm", ones, (c.width,), jnp.float32)
+    return rms_norm(x, norm + c.norm_offset, c.norm_eps), kv
 
 
 def _unstack(tree: Any, layers: int) -> tuple:
@@ -202,57 +276,73 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
   """Binds a configuration to the pure functions of `LM`."""
   decoder, layer = Decoder(config, vocab), Layer(config)
 
+  c = config
+
+  def look(position_BGQ, distance, mask_BGQC, prefix) -> tuple[View, ...]:
+    """The view of all, that of windows, or both; `distance` is a function: query - own key."""
+    mask_BT = None if prefix is None else within(prefix.length_B, prefix.kv[0][1].shape[2])
+    angles = partial(rotation, position_BGQ, c.rope, c.head_dim)
+    spread = None if mask_BT is None else mask_BT[:, None, None, None, None]
+    if not c.window:
+      return (View(angles(), mask_BGQC, spread),)
+    near_mask = mask_BGQC & (distance() < c.window)
+    near_spread = spread
+    if mask_BT is not None:
+      far = position_BGQ[..., None] - jnp.arange(mask_BT.shape[1])  # [B, G, Q, T]
+      near_spread = spread & (far < c.window)[:, None, :, :, None]
+    near = View(angles(local=True), near_mask, near_spread)
+    if not c.global_every:
+      return (near,)
+    return View(angles(), mask_BGQC, spread), near
+
   def init(key):
     tokens = jnp.zeros((1, 1, 1), jnp.int32)
     mask = jnp.ones((1, 1, 1, 1), bool)
-    return decoder.init(key, tokens, tokens, mask, None, None)["params"]
+    views = look(tokens, lambda: jnp.zeros(mask.shape, jnp.int32), mask, None)
+    return decoder.init(key, tokens, views, None)["params"]
+
+  def forward(params, tokens_BGQ, position_BGQ, mask_BGQC, prefix):
+    distance = lambda: position_BGQ[..., None] - position_BGQ[:, :, None]
+    views = look(position_BGQ, distance, mask_BGQC, prefix)
+    stacked = None
+    if prefix is not None:
+      stacked = jax.tree.map(lambda *x: jnp.stack(x), *prefix.kv)
+    return decoder.apply({"params": params}, tokens_BGQ, views, stacked)
 
   def prefill(params, tokens_BT, length_B):
     T = tokens_BT.shape[1]
     position = slots((tokens_BT.shape[0], 1), T)
     mask = jnp.tri(T, dtype=bool)[None] & within(length_B, T)[:, None]
-    hidden, kv = decoder.apply(
-      {"params": params}, tokens_BT[:, None], position, mask[:, None], None, None
-    )
+    hidden, kv = forward(params, tokens_BT[:, None], position, mask[:, None], None)
     kv = jax.tree.map(lambda x: x[:, :, :, 0], kv)
-    return hidden[:, 0], Prefix(kv=_unstack(kv, config.layers), length_B=length_B)
-
-  def prefix_mask(prefix):
-    return within(prefix.length_B, prefix.kv[0][1].shape[2])
+    return hidden[:, 0], Prefix(kv=_unstack(kv, c.layers), length_B=length_B)
 
   def extend(params, prefix, tokens_BGQ, position_BGQ, valid_BGQ):
     mask = jnp.tri(tokens_BGQ.shape[2], dtype=bool)[None, None] & valid_BGQ[:, :, None]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *prefix.kv)
-    hidden, kv = decoder.apply(
-      {"params": params}, tokens_BGQ, position_BGQ, mask, prefix_mask(prefix), stacked
-    )
-    return hidden, _unstack(kv, config.layers)
+    hidden, kv = forward(params, tokens_BGQ, position_BGQ, mask, prefix)
+    return hidden, _unstack(kv, c.layers)
 
   def decode(params, prefix, cache, token_BG, position_BG, slot, valid_BGC):
-    x = params["embed"].astype(config.dtype)[token_BG][:, :, None]
-    out, mask = [], prefix_mask(prefix)
-    angles = rotation(position_BG[..., None], config.head_dim, config.rope_theta)
-    for weights, shared, own in zip(params["layers"], prefix.kv, cache, strict=True):
-      x, own = layer.apply(
-        {"params": weights},
-        x,
-        angles,
-        valid_BGC[:, :, None],
-        mask,
-        slot,
-        shared,
-        own,
-      )
+    x = embed_tokens(c, params["embed"], token_BG)[:, :, None]
+    # Valid slots hold consecutive positions, the last of them the query's.
+    behind = lambda: (valid_BGC.sum(-1, keepdims=True) - jnp.cumsum(valid_BGC, -1))[:, :, None]
+    views = look(position_BG[..., None], behind, valid_BGC[:, :, None], prefix)
+    out = []
+    layers = zip(params["layers"], prefix.kv, cache, local_layers(c), strict=True)
+    for weights, shared, own, local in layers:
+      view = views[-1:] if local else views[:1]
+      x, own = layer.apply({"params": weights}, x, view, slot, None, shared, own)
       out.append(own)
-    return rms_norm(x[:, :, 0], params["final_norm"], config.norm_eps), tuple(out)
+    return rms_norm(x[:, :, 0], params["final_norm"] + c.norm_offset, c.norm_eps), tuple(out)
 
   def logits(params, hidden):
-    table = params["embed"].T if config.tied else params["head"]
-    return jnp.einsum(
+    table = params["embed"].T if c.tied else params["head"]
+    out = jnp.einsum(
       "...d,dv->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
+    return c.logit_cap * jnp.tanh(out / c.logit_cap) if c.logit_cap else out
 
   def split(params):
-    return {**params, "layers": _unstack(params["layers"], config.layers)}
+    return {**params, "layers": _unstack(params["layers"], c.layers)}
 
   return LM(init, prefill, extend, decode, logits, split)

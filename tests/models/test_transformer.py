@@ -24,7 +24,7 @@ def reference_logits(params, config, tokens):
     out = np.empty_like(x)
     for t in range(x.shape[0]):
       for i in range(half):
-        angle = t * config.rope_theta ** (-i / half)
+        angle = t * config.rope.theta ** (-i / half)
         a, b = x[t, :, i], x[t, :, i + half]
         out[t, :, i] = a * np.cos(angle) - b * np.sin(angle)
         out[t, :, i + half] = b * np.cos(angle) + a * np.sin(angle)
