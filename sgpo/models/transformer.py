@@ -198,7 +198,8 @@ class Layer(nn.Module):
     qkv = joined(weight("q", D, H, h), weight("k", D, K, h), weight("v", D, K, h))
     qkv = jnp.einsum("bgqd,dkrh->bgqkrh", y, qkv)
     if c.qkv_bias:
-      qkv += joined(bias("q_bias", H, h), bias("k_bias", K, h), bias("v_bias", K, h))
+      added = joined(bias("q_bias", H, h), bias("k_bias", K, h), bias("v_bias", K, h))
+      qkv += added[None, None, None]
     qkv = qkv.transpose(0, 3, 1, 2, 4, 5)
     q, k = qkv[..., :-2, :], qkv[..., -2:-1, :]
     if c.qk_norm:
@@ -212,7 +213,7 @@ class Layer(nn.Module):
     out = out.transpose(0, 2, 3, 1, 4, 5).reshape(*x_BGQD.shape[:3], H, h)
     out = jnp.einsum("bgqhk,hkd->bgqd", out, weight("o", H, h, D, fn=last))
     if c.out_bias:
-      out += bias("o_bias", D)
+      out += bias("o_bias", D)[None, None, None]
     x_BGQD += behind("post_attn_norm", out)
     y = norm("mlp_norm", x_BGQD)
     both = jnp.stack([weight("gate", D, F), weight("up", D, F)], 1)
@@ -288,7 +289,7 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
     near_mask = mask_BGQC & (distance() < c.window)
     near_spread = spread
     if mask_BT is not None:
-      far = position_BGQ[..., None] - jnp.arange(mask_BT.shape[1])  # [B, G, Q, T]
+      far = position_BGQ[..., None] - slots(position_BGQ.shape, mask_BT.shape[1])  # [B, G, Q, T]
       near_spread = spread & (far < c.window)[:, None, :, :, None]
     near = View(angles(local=True), near_mask, near_spread)
     if not c.global_every:
