@@ -19,7 +19,7 @@ SPACE = "▁"  # a lone word boundary, as before a number
 _AROUND = re.compile(r"\s*(<<|>>|####|[-+*/=;])\s*")
 
 
-def _tighten(text: str) -> str:
+def tighten(text: str) -> str:
   """Drops spaces next to symbols, so that plans and solutions are short."""
   return _AROUND.sub(r"\1", text.strip())
 
@@ -94,11 +94,11 @@ class Tokenizer:
 
   def encode_strategy(self, plan: str) -> list[int]:
     """A plan, closed by the execute marker; an empty plan is the marker alone."""
-    return [*self.encode(_tighten(plan)), self.symbols.execute]
+    return [*self.encode(tighten(plan)), self.symbols.execute]
 
   def encode_execution(self, solution: str) -> list[int]:
     """A worked solution, closed by end."""
-    return [*self.encode(_tighten(solution)), self.symbols.eos]
+    return [*self.encode(tighten(solution)), self.symbols.eos]
 
   def split_prompt(self, ids: Sequence[int]) -> list[str]:
     """The question and the hints of a prompt, as text."""
