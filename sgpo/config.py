@@ -61,7 +61,9 @@ class Data:
 
   name: str = "word_problems"  # word_problems | gsm8k
   path: str = ""  # folder of train.jsonl[.gz] and test.jsonl[.gz] for gsm8k
-  vocab_size: int = 384  # of the sentencepiece tokenizer trained on this data
+  vocab_size: int = 384  # of the tokenizer trained on this data; with a model folder, its model's
+  template: str = "{question}"  # what a model folder's tokenizer puts around a question
+  chat: bool = False  # the question is the user's turn of a model folder's chat template
   annotated: float = 0.35  # share of classes with worked examples
   practice: float = 0.35  # share of classes with answers only; the rest is held out
   worked_examples: int = 1500  # how many worked examples exist at all
@@ -183,7 +185,9 @@ class Config:
 
   seed: int = 0
   stages: tuple[str, ...] = ("sft", "sgpo")  # methods, run one after another
-  init_from: str = ""  # workdir whose last parameters start the first stage
+  # Whose parameters start the first stage: another run, or a model folder of Hugging Face, which
+  # then sets `model` but for dtype, remat and unroll.
+  init_from: str = ""
   mesh: tuple[int, ...] = (1, 1)  # ("data", "model"); -1 = all remaining devices
   log_every: int = 10  # steps between progress lines
   model: Model = Model()

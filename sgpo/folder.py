@@ -35,6 +35,12 @@ def as_json(config: config_lib.Config) -> dict:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def is_model(path: str) -> bool:
+  """Whether a folder is a model of Hugging Face: its config.json says which."""
+  file = os.path.join(path, "config.json")
+  return bool(path) and os.path.exists(file) and "model_type" in files.read_json(file)
+
+
 def make(config: config_lib.Config, workdir: str) -> None:
   """Makes the folder of a run, or checks that an existing one is of the same configuration.
 

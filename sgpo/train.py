@@ -19,14 +19,16 @@ from sgpo import bank_io, bootstrap, files, folder, policy, report, sharding
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
+from sgpo.data.pretrained import PretrainedTokenizer
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.evaluation import evaluate as evaluation
 from sgpo.methods import Method
 from sgpo.methods.registry import METHODS
 from sgpo.metrics import MetricWriter, Progress
-from sgpo.models import transformer
+from sgpo.models import hf, transformer
 from sgpo.types import TrainState
 
+TOKENIZER = "tokenizer"  # folder of a run that started from a model folder
 log = logging.getLogger(__name__)
 
 
@@ -117,6 +119,9 @@ def _first_params(run: Run) -> Any:
   shardings = sharding.state_shardings(run.mesh, {"params": abstract})["params"]
   if not run.config.init_from:
     return jax.jit(init, out_shardings=shardings)(key)
+  if folder.is_model(run.config.init_from):
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return hf.load(run.config.init_from, jax.tree.map(place, abstract, shardings))
   params = load(run.config.init_from).state.params
   for (path, want), got in zip(
     jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
@@ -236,19 +241,57 @@ def _resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
   return Position(meta["stage"], meta["step"], meta["data"]), state
 
 
+def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
+  """The configuration with the model and vocabulary of the model folder that the run began with.
+
+  A run that exists has adopted them already: the folder may be gone.
+
+  Raises:
+    ValueError: the folder's config.json is of no family that is known.
+  """
+  if not config.init_from:
+    return config
+  known = [d for d in (workdir, config.init_from) if os.path.isdir(os.path.join(d, TOKENIZER))]
+  if known:
+    there = config_lib.read(
+      ml_collections.ConfigDict(files.read_json(os.path.join(known[0], "config.json")))
+    )
+    model, vocab = there.model, there.data.vocab_size
+  elif folder.is_model(config.init_from):
+    model, vocab = hf.read_config(config.init_from)
+  else:
+    return config
+  own = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}
+  out = dataclasses.replace(
+    config,
+    model=dataclasses.replace(model, **own),
+    data=dataclasses.replace(config.data, vocab_size=vocab),
+  )
+  config_lib.check(out)
+  return out
+
+
+def _tokenizer(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
+  """The run's tokenizer: its own, that of what it starts from, or one trained on its data."""
+  if os.path.isdir(path := os.path.join(workdir, TOKENIZER)):
+    return PretrainedTokenizer(path, config.data)
+  if os.path.exists(path := os.path.join(workdir, "tokenizer.model")):
+    return Tokenizer.load(path)
+  if folder.is_model(config.init_from):
+    return PretrainedTokenizer(config.init_from, config.data)
+  if config.init_from:
+    return _tokenizer(dataclasses.replace(config, init_from=""), dataset, config.init_from)
+  return Tokenizer.train(dataset.texts(), config.data.vocab_size)
+
+
 def _open(config: config_lib.Config, workdir: str) -> Run:
   dataset = make_dataset(config.data)
-  path = os.path.join(workdir, "tokenizer.model")
-  if not os.path.exists(path):
-    source = os.path.join(config.init_from, "tokenizer.model") if config.init_from else ""
-    if source:
-      tokenizer = Tokenizer.load(source)
-    else:
-      tokenizer = Tokenizer.train(dataset.texts(), config.data.vocab_size)
-    if jax.process_index() == 0:
-      tokenizer.save(path)
-  else:
-    tokenizer = Tokenizer.load(path)
+  tokenizer = _tokenizer(config, dataset, workdir)
+  path = os.path.join(
+    workdir, TOKENIZER if isinstance(tokenizer, PretrainedTokenizer) else "tokenizer.model"
+  )
+  if jax.process_index() == 0 and not os.path.exists(path):
+    tokenizer.save(path)
   mesh = sharding.make_mesh(config.mesh)
   return Run(
     config, workdir, dataset, tokenizer, mesh, Checkpointer(workdir, config.checkpoint.keep)
@@ -294,6 +337,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
     Interrupted: a signal came; everything is saved.
   """
   workdir = os.path.abspath(workdir)
+  config = adopt(config, workdir)
   check(config)
   make_dataset(config.data)  # before the folder: a wrong path leaves nothing behind
   main = jax.process_index() == 0

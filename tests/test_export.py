@@ -1,0 +1,82 @@
+"""From a model folder through SGPO on GSM8K and back to a model folder, as a user would."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sgpo import train
+from sgpo.models import hf
+from tests.data.test_pretrained import byte_level
+from tests.models.test_hf import MODELS, abstract, random_params
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SMALL = [
+  "--config.data.worked_examples=200", "--config.sft.steps=3", "--config.sft.batch=8",
+  "--config.sft.warmup=1", "--config.sgpo.steps=3", "--config.sgpo.sources=2",
+  "--config.sgpo.siblings=1", "--config.sgpo.strategies=2", "--config.room.execution=24",
+  "--config.room.prompt=256", "--config.eval.prompt=320", "--config.eval.execution=24",
+  "--config.eval.problems=4", "--config.eval.batch=4", "--config.eval.transfer_pairs=4",
+  "--config.bank.capacity=16", "--config.bank.bootstrap=8", "--config.checkpoint.every=2",
+  "--config.room.execution=96",
+]  # fmt: skip
+
+
+def launch(*args):
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  return subprocess.run(
+    [sys.executable, "-m", *args], cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+
+
+@pytest.fixture(scope="module")
+def questions(gsm8k_folder):
+  with open(os.path.join(gsm8k_folder, "test.jsonl"), encoding="utf-8") as file:
+    return [json.loads(line)["question"] for line in file][:200]
+
+
+@pytest.mark.parametrize("family", ["llama3", pytest.param("gemma3_text", marks=pytest.mark.slow)])
+def test_a_model_folder_through_sgpo_and_back(family, questions, gsm8k_folder, tmp_path):
+  model = MODELS[family]
+  folder, size = byte_level(tmp_path / "model", lines=questions, vocab=600)
+  source = {"bos_token_id": 0, "eos_token_id": 1, "comment": "kept"}
+  start = random_params(model, size)
+  hf.export(folder, start, model, size, dtype="float32", source=source)
+  run, out = str(tmp_path / "run"), str(tmp_path / "out")
+  command = [
+    "launch", f"--config=configs/gsm8k_scratch.py:{gsm8k_folder}", f"--workdir={run}",
+    f"--config.init_from={folder}", "--config.model.unroll=1", "--config.data.chat=True", *SMALL,
+  ]  # fmt: skip
+  done = launch(*command)
+  assert done.returncode == 0, done.stdout + done.stderr
+  loaded = train.load(run)
+  assert loaded.config.model.width == model.width and loaded.config.model.qk_norm == model.qk_norm
+  assert loaded.tokenizer.vocab_size > size  # this vocabulary had to grow
+  assert os.path.exists(os.path.join(run, "bank", "sgpo.jsonl"))
+  assert int(loaded.state.skipped) == 0
+  moved = np.abs(loaded.state.params["embed"][:size] - start["embed"])
+  assert 0 < moved.max() < 0.1, "trained, from the folder's weights"
+  os.rename(folder, folder + ".gone")  # a run does not need it again
+  for name in ("DONE", "eval/sgpo.json"):
+    os.remove(os.path.join(run, name))
+  shutil.rmtree(os.path.join(run, "checkpoints", "6"))
+  again = launch(*command)
+  assert again.returncode == 0, again.stderr
+  assert "sft" not in again.stdout, "resumed in the second stage"
+  resumed = train.load(run)
+  jax.tree.map(np.testing.assert_array_equal, resumed.state.params, loaded.state.params)
+  done = launch("sgpo.export", f"--workdir={run}", f"--out={out}", "--dtype=float32")
+  assert done.returncode == 0, done.stderr
+  with open(os.path.join(out, "config.json"), encoding="utf-8") as file:
+    assert json.load(file)["comment"] == "kept"
+  back, vocab = hf.read_config(out)
+  assert vocab == loaded.tokenizer.vocab_size and back.width == model.width
+  params = hf.load(out, abstract(back, vocab))
+  jax.tree.map(np.testing.assert_array_equal, params, loaded.state.params)
+  refused = launch("sgpo.export", f"--workdir={run}", f"--out={out}")
+  assert refused.returncode == 1 and "is not empty" in refused.stderr
