@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN = .venv/bin
+TRANSFORMERS ?= transformers
 
-.PHONY: demo test test-all smoke lint clean
+.PHONY: demo test test-all parity smoke lint clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -20,8 +21,14 @@ test: .venv/ready
 test-all: .venv/ready
 	$(BIN)/python -m pytest -m ""
 
+# A Python environment of its own; for transformers 4: make parity TRANSFORMERS="transformers<5"
+parity:
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet -r requirements.txt torch "$(TRANSFORMERS)"
+	.venv-parity/bin/python -m pytest tests/models/test_hf_parity.py
+
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-parity runs .pytest_cache .ruff_cache .hypothesis

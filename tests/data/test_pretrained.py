@@ -38,7 +38,11 @@ def byte_level(folder, special=SPECIAL, lines=LINES, vocab=420, chat=CHAT):
     single=f"{special[0]} $A", special_tokens=[(special[0], 0)]
   )
   t.save(str(folder / "tokenizer.json"))
-  settings = {"bos_token": special[0], "eos_token": {"content": special[1]}, "chat_template": chat}
+  settings = {
+    "bos_token": special[0],
+    "eos_token": {"__type": "AddedToken", "content": special[1]},
+    "chat_template": chat,
+  }
   (folder / "tokenizer_config.json").write_text(json.dumps(settings))
   return str(folder), t.get_vocab_size()
 

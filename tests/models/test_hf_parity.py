@@ -59,12 +59,28 @@ def model_class(name):
   return getattr(transformers, f"{name.replace('Text', '')}ForCausalLM")
 
 
+def older(fields: dict) -> dict:
+  """The fields as transformers 4 calls them."""
+  out = dict(fields)
+  rope = out.pop("rope_parameters", None)
+  if rope and "full_attention" in rope:
+    out["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    rope = rope["full_attention"]
+  if rope:
+    out["rope_theta"] = rope["rope_theta"]
+    rest = {name: value for name, value in rope.items() if name != "rope_theta"}
+    out["rope_scaling"] = None if rest == {"rope_type": "default"} else rest
+  return out
+
+
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
   """(folder, their model, our model configuration, our lm, our params)."""
   name, change = CASES[request.param]
   torch.manual_seed(0)
-  config = getattr(transformers, f"{name}Config")(**(SMALL | change))
+  fields = SMALL | change
+  fields = older(fields) if transformers.__version__.startswith("4.") else fields
+  config = getattr(transformers, f"{name}Config")(**fields)
   theirs = model_class(name)(config).eval()
   with torch.no_grad():
     for key, p in theirs.named_parameters():  # so that no part is neutral
