@@ -1,0 +1,106 @@
+"""What the presets of configs/gsm8k.py need, from shapes alone: no weights, no accelerator.
+
+python -m experiments.gsm8k.memory [--devices=1,8,32] [--compile=qwen3-0.6b]
+"""
+
+import argparse
+import functools
+import sys
+
+import jax
+
+from configs import gsm8k
+from sgpo import config as config_lib
+from sgpo import sharding
+from sgpo.methods.registry import METHODS
+from sgpo.models import transformer
+from sgpo.types import Families, Symbols
+
+GIB = 1 << 30
+
+
+class _Tokens:
+  """The part of a tokenizer that binding a method needs."""
+
+  def __init__(self, vocab: int):
+    self.vocab_size = vocab
+    self.symbols = Symbols(
+      pad=0, bos=1, eos=2, strategy=3, execute=4, hint=5, digits=tuple(range(6, 16)),
+      add=16, sub=17, mul=18, div=19, equals=20, open=21, close=22, answer=23, space=24,
+    )  # fmt: skip
+
+
+def abstract_state(config: config_lib.Config):
+  """(method, its state as shapes) of the SGPO stage."""
+  method = METHODS["sgpo"](config, None, _Tokens(config.data.vocab_size), None)
+  lm = transformer.make_lm(config.model, config.data.vocab_size)
+  params = jax.eval_shape(lm.init, jax.random.key(0))
+  return method, jax.eval_shape(method.init, params)
+
+
+def bytes_per_device(state, mesh) -> int:
+  """Bytes of the state that each device holds."""
+  shards = sharding.state_shardings(mesh, state)
+  sizes = jax.tree.map(lambda x, s: _size(s.shard_shape(x.shape)) * x.dtype.itemsize, state, shards)
+  return sum(jax.tree.leaves(sizes))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+  return functools.reduce(lambda a, b: a * b, shape, 1)
+
+
+def cache_bytes(config: config_lib.Config) -> int:
+  """Keys and values of a rollout, in the activations' type."""
+  m, s, room = config.model, config.sgpo, config.room
+  problems = s.sources * (s.siblings + 1)
+  tokens = problems * (room.prompt + s.strategies * (room.strategy + room.execution))
+  return 2 * tokens * m.layers * m.kv_heads * m.head_dim * (2 if m.dtype == "bfloat16" else 4)
+
+
+def compiled_bytes(config: config_lib.Config) -> tuple[int, int]:
+  """(arguments, other buffers) of the step compiled for one device of this machine."""
+  method, state = abstract_state(config)
+  P, J = config.sgpo.sources, config.sgpo.siblings + 1
+  int32 = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")
+  families = Families(
+    prompt_PJT=int32(P, J, config.room.prompt), length_PJ=int32(P, J), answer_PJ=int32(P, J),
+    numbers_PJM=int32(P, J, config.room.numbers), domain_P=int32(P), source_P=int32(P),
+  )  # fmt: skip
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  step = jax.jit(method.step, donate_argnums=0).lower(state, families, key).compile()
+  memory = step.memory_analysis()
+  return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def main() -> int:
+  """Command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument(
+    "--devices", default="1,8,32", help="numbers of devices, data x model = n x 1"
+  )
+  parser.add_argument("--compile", default="", help="a preset whose step is compiled here")
+  args = parser.parse_args()
+  counts = [int(n) for n in args.devices.split(",")]
+  if args.compile:
+    config = config_lib.read(gsm8k.get_config(args.compile))
+    state, other = compiled_bytes(config)
+    print(f"{args.compile}: arguments {state / GIB:.1f} GiB, other buffers {other / GIB:.1f} GiB")
+    return 0
+  heads = " | ".join(f"{n} device{'s' * (n > 1)}" for n in counts)
+  print(f"| preset | parameters | keys and values | state a device, {heads} |")
+  print("|---|---|---|" + "---|" * len(counts))
+  for preset in gsm8k.SIZES:
+    config = config_lib.read(gsm8k.get_config(preset))
+    _, state = abstract_state(config)
+    number = sum(x.size for x in jax.tree.leaves(state.params))
+    meshes = [jax.sharding.AbstractMesh((n, 1), ("data", "model")) for n in counts]
+    cells = [f"{bytes_per_device(state, mesh) / GIB:.1f} GiB" for mesh in meshes]
+    print(
+      f"| {preset} | {number / 1e9:.2f} B | {cache_bytes(config) / GIB:.1f} GiB | "
+      + " | ".join(cells) + " |"
+    )  # fmt: skip
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
