@@ -336,7 +336,7 @@ def check(config: Config) -> None:
       )
   if not config.stages:
     raise ValueError("config.stages = () runs nothing; name at least one method")
-  if config.sgpo.strategies < 2 and "sgpo" in config.stages:
+  if config.sgpo.strategies < 2 and {"sgpo", "grpo"} & {*config.stages}:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
   if 0 < config.bank.capacity < config.bank.retrieved:
     raise ValueError(

@@ -154,7 +154,7 @@ class Piece:
   reference: policy.Scores | None  # of the reference parameters, where there is a KL term
 
 
-def _masks(rollout) -> tuple[jax.Array, jax.Array]:
+def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
   """The tokens that carry loss: strategies, and executions without the calculator's tokens."""
   execution = rollout.execution
   return _written(rollout.strategy), _written(execution) & ~execution.forced_BL
@@ -174,7 +174,7 @@ def policy_loss(
     symbols=symbols, temperature=config.sampling.temperature,
   )  # fmt: skip
   strategy, execution = rollout.strategy, rollout.execution
-  (mask_s, mask_e), (count_s, count_e) = _masks(rollout), counts
+  (mask_s, mask_e), (count_s, count_e) = loss_masks(rollout), counts
   clip = dict(clip_low=c.clip_low, clip_high=c.clip_high)
   strategy_loss, strategy_clip = losses.clipped_policy_gradient(
     scores.strategy_logp, strategy.logp_BL, piece.advantage_PG, mask_s, **clip, count=count_s
@@ -212,7 +212,7 @@ def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbo
       symbols=symbols, temperature=config.sampling.temperature,
     )  # fmt: skip
   whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference)
-  counts = tuple(mask.sum() for mask in _masks(rollout))
+  counts = tuple(mask.sum() for mask in loss_masks(rollout))
   loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
 
   def epoch(state, _):

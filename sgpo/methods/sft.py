@@ -1,5 +1,6 @@
 """Supervised cold start: problem, strategy, execution, from worked examples."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -75,6 +76,20 @@ def initial_state(params, optimizer: optax.GradientTransformation) -> TrainState
     step=zero, params=params, opt_state=optimizer.init(params), reference=(), bank=(),
     skipped=zero,
   )  # fmt: skip
+
+
+def make_more(config: Config, dataset, tokenizer, mesh) -> Method:
+  """More supervised steps from a cold start, as many and as large as those of config.sgpo.
+
+  A batch has as many worked examples as an SGPO step has executions, at its learning rate.
+  """
+  s = config.sgpo
+  size = s.sources * (s.siblings + 1) * s.strategies
+  more = dataclasses.replace(
+    config.sft, steps=s.steps, batch=size, learning_rate=s.learning_rate, warmup=s.warmup,
+    microbatches=s.microbatches,
+  )  # fmt: skip
+  return make(dataclasses.replace(config, sft=more), dataset, tokenizer, mesh)
 
 
 def make(config: Config, dataset, tokenizer, mesh) -> Method:

@@ -35,17 +35,22 @@ def sample_rows(samples: dict, tokenizer) -> list[dict]:
   return rows
 
 
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """Adam with clipped gradients, constant behind the warm-up; update n = 0 already learns."""
+  c = config.sgpo
+  schedule = lambda n: c.learning_rate * jnp.minimum(1.0, (n + 1) / max(c.warmup, 1))
+  return optax.chain(
+    optax.clip_by_global_norm(c.clip),
+    optax.adam(schedule, b2=c.b2, eps=c.eps),
+  )
+
+
 def make(config: Config, dataset, tokenizer, mesh) -> Method:
   """Binds SGPO to a configuration."""
   del mesh
   c = config.sgpo
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
-  # Constant behind the warm-up; update n = 0 already learns.
-  schedule = lambda n: c.learning_rate * jnp.minimum(1.0, (n + 1) / max(c.warmup, 1))
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(c.clip),
-    optax.adam(schedule, b2=c.b2, eps=c.eps),
-  )
+  optimizer = make_optimizer(config)
 
   def init(params) -> TrainState:
     zero = jnp.zeros((), jnp.int32)

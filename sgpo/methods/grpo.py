@@ -1,0 +1,56 @@
+"""GRPO (arXiv 2402.03300): the outcome alone pays, one advantage for strategy and execution.
+
+The same step as SGPO's on the same problems: a family of J problems becomes J sources without
+siblings, so that both make as many executions. Reward and advantage of a trajectory are
+
+  R_PG = c_PG in {0, 1},   A_PG = R_PG - mean_g R_PG,
+
+for all of its tokens. No transfer, no coherence, no bank.
+"""
+
+import dataclasses
+
+import jax
+
+from sgpo.config import Config, Reward
+from sgpo.data import pipeline
+from sgpo.methods import Method, sgpo
+from sgpo.types import Families
+
+OUTCOME = Reward(own=1.0, transfer=0.0, form=0.0, leak=0.0, agreement=0.0, faithfulness=0.0)
+
+
+def outcome_only(config: Config) -> Config:
+  """The configuration of a step on flattened families, paid by the outcome."""
+  return dataclasses.replace(
+    config,
+    reward=OUTCOME,
+    bank=dataclasses.replace(config.bank, capacity=0),
+    sgpo=dataclasses.replace(
+      config.sgpo, sources=config.sgpo.sources * (config.sgpo.siblings + 1), siblings=0
+    ),
+  )
+
+
+def flatten(families: Families) -> Families:
+  """P families of J problems as P * J families of one problem."""
+  P, J = families.length_PJ.shape
+  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
+  repeat = lambda x: x.repeat(J, axis=0)
+  return Families(
+    prompt_PJT=alone(families.prompt_PJT), length_PJ=alone(families.length_PJ),
+    answer_PJ=alone(families.answer_PJ), numbers_PJM=alone(families.numbers_PJM),
+    domain_P=repeat(families.domain_P), source_P=repeat(families.source_P),
+  )  # fmt: skip
+
+
+def make(config: Config, dataset, tokenizer, mesh) -> Method:
+  """Binds GRPO to a configuration: batch, optimizer and loss are those of config.sgpo."""
+  inner = sgpo.make(outcome_only(config), dataset, tokenizer, mesh)
+
+  def step(state, families: Families, key: jax.Array):
+    return inner.step(state, flatten(families), key)
+
+  return inner._replace(
+    step=step, batches=lambda seed: pipeline.family_batches(dataset, tokenizer, config, seed)
+  )
