@@ -109,8 +109,8 @@ def table(results: dict[str, list[dict]], command: str) -> str:
     cells.append(f"{np.mean([r['generated'] for r in runs]) / 1e6:.2f} M")
     cells.append(f"{np.mean([r['step_s'] for r in runs]):.2f}")
     out.append(f"| {name} | " + " | ".join(cells) + " |")
-  out += ["", "Paired differences of SGPO, problem by problem:", "",
-          "| SGPO less | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]  # fmt: skip
+  out.append("\nPaired differences of SGPO, problem by problem:\n")
+  out += ["| SGPO less | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
   for name in [n for n in results if n != "sgpo"]:
     cells = []
     for splits in COLUMNS.values():
