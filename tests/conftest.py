@@ -36,10 +36,19 @@ def model() -> config_lib.Model:
 
 
 @pytest.fixture(scope="session")
-def gsm8k_folder() -> str:
-  """The folder of GSM8K's files; tests that read them are skipped where there is none."""
+def data_folder() -> str:
+  """The folder of public data sets; tests that read them are skipped where there is none."""
   beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-  folder = pathlib.Path(os.environ.get("SGPO_DATA", beside)) / "gsm8k"
+  folder = pathlib.Path(os.environ.get("SGPO_DATA", beside))
   if not folder.is_dir():
-    pytest.skip("GSM8K is not here: set SGPO_DATA")
+    pytest.skip("public data sets are not here: set SGPO_DATA")
   return str(folder)
+
+
+@pytest.fixture(scope="session")
+def gsm8k_folder(data_folder) -> str:
+  """The folder of GSM8K's files."""
+  folder = os.path.join(data_folder, "gsm8k")
+  if not os.path.isdir(folder):
+    pytest.skip("GSM8K is not here: set SGPO_DATA")
+  return folder

@@ -1,0 +1,69 @@
+"""Answers that are numbers: GSM8K, GSM-Plus, GSM-Hard, SVAMP."""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from sgpo.graders.answers import Grade, marked_answer
+
+_NUMBER = re.compile(
+  r"(?<![\w.)])(-?)(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:\s*/\s*([1-9]\d*))?(?![\d/])"
+)
+_FRACTION = re.compile(r"(-?)\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
+_NOISE = re.compile(r"\\[$%!,;: ]|[$€£*`]|\\text\s*\{[^{}]*\}")
+TOLERANCE = Fraction(1, 1000)  # of answers that are not whole
+
+
+def _numbers(text: str) -> list[tuple[Fraction, int]]:
+  """The numbers of a text, with the decimals that each shows."""
+  text = _NOISE.sub("", text.replace("−", "-").replace("–", "-"))
+  text = _FRACTION.sub(r"\1\2/\3", text)
+  out = []
+  for sign, digits, below in _NUMBER.findall(text):
+    value = Fraction(digits.replace(",", "")) / int(below or 1)
+    out.append((-value if sign else value, len(digits.partition(".")[2])))
+  return out
+
+
+def read(text: str, marked: bool = False) -> Fraction | None:
+  """The number that a text gives as its answer.
+
+  The first one behind its mark (see `marked_answer`); without a mark, the last one of the text,
+  or none where it must be `marked`. Thousands' commas, currencies, units and signs are understood,
+  and `a/b`.
+  """
+  answer = marked_answer(text)
+  if answer is None and marked:
+    return None
+  found = _numbers(text if answer is None else answer)
+  if not found:
+    return None
+  return found[-1 if answer is None else 0][0]
+
+
+def equal(answer: Fraction, gold: str) -> bool:
+  """Whether an answer is the gold: exactly where that is whole.
+
+  Else within 1/1000 or the rounding of the gold's last decimal: 4.3333 is 4.33, but 4.3 is not.
+
+  Raises:
+    ValueError: the gold is no number.
+  """
+  numbers = _numbers(gold)
+  if len(numbers) != 1:
+    raise ValueError(f"the gold answer {gold!r} is no number")
+  ((value, decimals),) = numbers
+  if value.denominator == 1:
+    return answer == value
+  rounding = Fraction(1, 2 * 10**decimals) if decimals else 0
+  return abs(answer - value) <= max(TOLERANCE, rounding)
+
+
+def grade(golds: Sequence[str], texts: Sequence[str], marked: bool = False) -> list[Grade]:
+  """Grades texts against golds that are numbers."""
+  out = []
+  for gold, text in zip(golds, texts, strict=True):
+    value = read(text, marked)
+    right = value is not None and equal(value, gold)
+    out.append(Grade(right, None if value is None else str(value)))
+  return out
