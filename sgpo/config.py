@@ -59,8 +59,8 @@ class Model:
 class Data:
   """Where problems come from, and how their classes are parted."""
 
-  name: str = "word_problems"  # word_problems | gsm8k
-  path: str = ""  # folder of train.jsonl[.gz] and test.jsonl[.gz] for gsm8k
+  name: str = "word_problems"  # word_problems | gsm8k | math; sgpo.evaluate takes more
+  path: str = ""  # folder of its files, train.jsonl[.gz] and test.jsonl[.gz] for gsm8k
   vocab_size: int = 384  # of the tokenizer trained on this data; with a model folder, its model's
   template: str = "{question}"  # what a model folder's tokenizer puts around a question
   chat: bool = False  # the question is the user's turn of a model folder's chat template
@@ -116,12 +116,14 @@ class Sgpo:
   divide_by_std: bool = False  # of the group, in the advantages
   strategy_weight: float = 1.0  # of the strategy segment's loss
   kl: float = 0.0  # weight of KL(policy || reference); 0 computes none
+  overlap: bool = True  # while the host grades a batch, the next is sampled, one update behind
 
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-  """Weights of the reward's parts."""
+  """The grader, and the weights of the reward's parts."""
 
+  grader: str = "digits"  # on the device; on the host: numeric (marked numbers), math (MATH)
   own: float = 1.0
   transfer: float = 1.0
   form: float = 0.05  # coherence: closed and not empty
@@ -271,6 +273,7 @@ _SHARES = (
   "data.bare_rate bank.dropout bank.admit sampling.top_p"
 ).split()
 
+GRADERS = ("digits", "numeric", "math")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 BATCHES = (("sft.batch", "sft.microbatches"), ("sgpo.sources", "sgpo.microbatches"))  # and pieces
 
@@ -307,6 +310,10 @@ def check(config: Config) -> None:
     raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
   if m.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"config.model.dtype = {m.dtype!r} must be 'float32' or 'bfloat16'")
+  if config.reward.grader not in GRADERS:
+    raise ValueError(
+      f"config.reward.grader = {config.reward.grader!r} must be one of {', '.join(GRADERS)}"
+    )
   if m.rope.scaling not in ROPE_SCALINGS:
     raise ValueError(
       f"config.model.rope.scaling = {m.rope.scaling!r} must be one of {', '.join(ROPE_SCALINGS)}"

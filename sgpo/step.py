@@ -1,7 +1,8 @@
 """The SGPO step: retrieve, extract, execute, reward, advantage, update, remember.
 
-One pure function from a state and a batch of families to the next state. The caller binds the
-statics with `partial`, jits it once and donates the state.
+Pure functions from a state and a batch of families to the next state, in two halves: `collect`
+samples, `learn` does the rest. Between them executions are graded: on the device, where the whole
+is one jitted step, or on the host. The caller binds the statics with `partial`.
 """
 
 from functools import partial
@@ -30,6 +31,15 @@ class Retrieval:
   def guided_P(self) -> jax.Array:
     """bool, any hint stands in the source's prompt."""
     return self.used_PR.any(-1)
+
+
+@struct.dataclass
+class Collected:
+  """What was sampled for a batch."""
+
+  families: Families  # with the hints in the sources' prompts
+  retrieval: Retrieval
+  rollout: policy.Rollout
 
 
 @struct.dataclass
@@ -83,11 +93,14 @@ def _foreign_logp(params, families: Families, rollout, *, lm, symbols, temperatu
 
 
 def reward(
-  params, families: Families, rollout: policy.Rollout, *, lm: LM, config: Config, symbols: Symbols
-) -> Rewards:
-  """R_PG = own c_0 + transfer mean_{j>=1} c_j + the weighted parts of coherence."""
+  params, families: Families, rollout: policy.Rollout, grades: rewards.Grades, *, lm: LM,
+  config: Config, symbols: Symbols,
+) -> Rewards:  # fmt: skip
+  """R_PG = own c_0 + transfer mean_{j>=1} c_j + the weighted parts of coherence.
+
+  `grades` are those of the executions, [P, J, G].
+  """
   w = config.reward
-  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
   correct_PGJ = grades.correct.swapaxes(1, 2)
   own_PG = correct_PGJ[:, :, 0]
   siblings = correct_PGJ.shape[2] - 1
@@ -302,15 +315,11 @@ def rollout_metrics(retrieval: Retrieval, rollout, r: Rewards, siblings: int) ->
 SAMPLED = 4  # families whose first strategy is shown in the sample tables
 
 
-def sgpo_step(
+def collect(
   state: TrainState, families: Families, key: jax.Array, *,
-  lm: LM, optimizer: optax.GradientTransformation, config: Config, symbols: Symbols,
-) -> tuple[TrainState, dict]:  # fmt: skip
-  """One step of Strategy-Guided Policy Optimization. Pure.
-
-  Returns the next state and metrics: float32 scalars, and under "samples" a few rows of the
-  rollout for people to read.
-  """
+  lm: LM, config: Config, symbols: Symbols,
+) -> Collected:  # fmt: skip
+  """Retrieves, and samples strategies and executions. Pure."""
   retrieve_key, rollout_key = jax.random.split(key)
   families, retrieval = retrieve(
     state, families, retrieve_key, lm=lm, config=config, symbols=symbols
@@ -319,7 +328,20 @@ def sgpo_step(
     lm, state.params, families.prompt_PJT, families.length_PJ, rollout_key,
     group=config.sgpo.strategies, room=config.room, symbols=symbols, sampling=config.sampling,
   )  # fmt: skip
-  r = reward(state.params, families, rollout, lm=lm, config=config, symbols=symbols)
+  return Collected(families, retrieval, rollout)
+
+
+def learn(
+  state: TrainState, collected: Collected, grades: rewards.Grades, *,
+  lm: LM, optimizer: optax.GradientTransformation, config: Config, symbols: Symbols,
+) -> tuple[TrainState, dict]:  # fmt: skip
+  """Rewards, updates the policy and the bank. Pure.
+
+  Returns the next state and metrics: float32 scalars, and under "samples" a few rows of the
+  rollout for people to read.
+  """
+  families, retrieval, rollout = collected.families, collected.retrieval, collected.rollout
+  r = reward(state.params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   r = jax.lax.stop_gradient(r)
   state, metrics = update(
     state, families, rollout, r, lm=lm, optimizer=optimizer, config=config, symbols=symbols
@@ -331,9 +353,30 @@ def sgpo_step(
     "prompt": families.prompt_PJT[:SAMPLED, 0],
     "strategy": rollout.strategy.tokens_BL[:SAMPLED, 0],
     "execution": rollout.execution.tokens_BL[:SAMPLED, 0, 0],
-    "gold": families.answer_PJ[:SAMPLED, 0],
+    "gold": (families.answer_PJ if families.gold_PJU is None else families.gold_PJU)[:SAMPLED, 0],
     "correct": r.correct_PGJ[:SAMPLED, 0, 0],
     "transfer": r.transfer_PG[:SAMPLED, 0],
     "reward": r.reward_PG[:SAMPLED, 0],
   }
   return state.replace(step=state.step + 1), metrics
+
+
+def graded_step(
+  state: TrainState, families: Families, key: jax.Array, *, collect, learn, symbols: Symbols
+) -> tuple[TrainState, dict]:
+  """Both halves of a method, with answers graded on the device. Pure."""
+  collected = collect(state, families, key)
+  execution, answer_PJ = collected.rollout.execution, collected.families.answer_PJ
+  return learn(state, collected, rewards.grade(execution, answer_PJ[:, :, None], symbols))
+
+
+def sgpo_step(
+  state: TrainState, families: Families, key: jax.Array, *,
+  lm: LM, optimizer: optax.GradientTransformation, config: Config, symbols: Symbols,
+) -> tuple[TrainState, dict]:  # fmt: skip
+  """One step of Strategy-Guided Policy Optimization. Pure."""
+  bound = dict(lm=lm, config=config, symbols=symbols)
+  return graded_step(
+    state, families, key, collect=partial(collect, **bound),
+    learn=partial(learn, optimizer=optimizer, **bound), symbols=symbols,
+  )  # fmt: skip

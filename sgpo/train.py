@@ -15,13 +15,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sgpo import bank as bank_lib
-from sgpo import bank_io, bootstrap, files, folder, policy, report, sharding
+from sgpo import bank_io, bootstrap, files, folder, graders, policy, report, sharding
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
 from sgpo.data.pretrained import PretrainedTokenizer
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.evaluation import evaluate as evaluation
+from sgpo.graders.rollouts import HostGradedStep
 from sgpo.methods import Method
 from sgpo.methods.registry import METHODS
 from sgpo.metrics import MetricWriter, Progress
@@ -81,6 +82,29 @@ def check(config: config_lib.Config) -> None:
         f"config.{name} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
         f"by the mesh's data axis of {data} devices"
       )
+
+
+def check_data(config: config_lib.Config, dataset) -> None:
+  """Raises ValueError where the configuration asks of a data set what it has not."""
+  name = config.data.name
+  if config.reward.grader not in dataset.graders:
+    raise ValueError(
+      f"config.reward.grader = {config.reward.grader!r} cannot read the answers of {name}; "
+      f"choose {' or '.join(dataset.graders)}"
+    )
+  wants_plans = {"sft", "sft_more"} & {*config.stages}
+  if wants_plans and not dataset.plans:
+    raise ValueError(
+      f"config.stages = {config.stages}: {name} has no plans to imitate; start from a model that "
+      "follows instructions, with config.stages=('sgpo',)"
+    )
+  if config.bank.capacity and config.bank.bootstrap and not (config.bank.file or dataset.plans):
+    raise ValueError(
+      f"config.bank.bootstrap = {config.bank.bootstrap}: {name} has no plans to fill the bank "
+      "with; set it to 0, or give config.bank.file"
+    )
+  for split in ("train", "cls"):
+    dataset.family(split, 0, config.sgpo.siblings + 1 if split == "train" else 2)
 
 
 # --- stages ---------------------------------------------------------------------------------
@@ -167,36 +191,52 @@ def run_stage(
   config, stage = run.config, position.stage
   method = _stage_method(run, stage)
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  step_fn = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, None))
+  cleanup = contextlib.ExitStack()
+  grader = None
+  if method.collect:
+    grader = cleanup.enter_context(graders.opened(config.reward.grader))
+  if grader:
+    step_fn = HostGradedStep(method, grader, run.tokenizer, shardings)
+  else:
+    step_fn = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, None))
   batches = method.batches(config.seed)
   if position.data is not None:
     batches.set_state(position.data)
   seed = jax.random.fold_in(jax.random.key(config.seed), stage)
+  take = lambda step: (sharding.put_batch(run.mesh, next(batches)), jax.random.fold_in(seed, step))
   main = jax.process_index() == 0
   writer = MetricWriter(run.workdir, offset + position.step) if main else None
   progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
-  pending, began = None, time.perf_counter()
+  pending, ahead, began = None, None, time.perf_counter()
   try:
     for step in range(position.step, method.steps):
-      batch = sharding.put_batch(run.mesh, next(batches))
-      state, metrics = step_fn(state, batch, jax.random.fold_in(seed, step))
+      done = step + 1
+      last = done == method.steps or done % config.checkpoint.every == 0
+      batch = ahead or take(step)
+      data, dropped = batches.get_state(), batches.dropped
+      if grader:  # a resumed run samples nothing ahead of its checkpoint: neither does this one
+        ahead = take(done) if config.sgpo.overlap and not last else None
+        state, metrics = step_fn(state, *batch, ahead)
+      else:
+        state, metrics = step_fn(state, *batch)
       if pending:
         _log_metrics(run, method, writer, progress, pending | {"began": began})
         began = time.perf_counter()  # the step before is complete: this one begins
       pending = dict(
         metrics=metrics, step=step, global_step=offset + step, stage=stage,
-        dropped=batches.dropped,
+        dropped=dropped,
       )  # fmt: skip
-      done, stop = step + 1, bool(caught)
-      if stop or done == method.steps or done % config.checkpoint.every == 0:
+      stop = bool(caught)
+      if stop or last:
         # Logged before it is saved: a kill in between leaves no gap in the metrics.
         _log_metrics(run, method, writer, progress, pending | {"began": began})
         pending = None
-        _save(run, state, stage, done, offset, batches.get_state())
+        _save(run, state, stage, done, offset, data)
         began = time.perf_counter()
       if stop:
         raise Interrupted(caught[0], f"--workdir={run.workdir}")
   finally:
+    cleanup.close()
     progress.close()
     if writer:
       writer.close()
@@ -339,7 +379,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
   workdir = os.path.abspath(workdir)
   config = adopt(config, workdir)
   check(config)
-  make_dataset(config.data)  # before the folder: a wrong path leaves nothing behind
+  check_data(config, make_dataset(config.data))  # before the folder: errors leave nothing behind
   main = jax.process_index() == 0
   if main:
     folder.make(config, workdir)

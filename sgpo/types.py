@@ -26,7 +26,7 @@ class Problem:
   """One word problem, as text, on the host."""
 
   question: str
-  answer: int  # fits int32
+  answer: int  # 0 where `answer_text` has it
   solution: str  # worked solution, "<<12*3=36>> <<36-5=31>> #### 31"
   plan: str  # class key over placeholders, "q*q; r1-q"
   domain: str  # "money", or "money+rates" where a chain mixes domains
@@ -36,6 +36,12 @@ class Problem:
   names: tuple[str, ...] = ()  # people and things named in the story
   split: str = ""
   index: int = 0
+  answer_text: str = ""  # an answer that only a grader on the host can read, `\\frac{1}{2}`
+
+  @property
+  def gold(self) -> str:
+    """The answer as text."""
+    return self.answer_text or str(self.answer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Families:
   numbers_PJM: jax.Array  # int32, NO_NUMBER behind the last
   domain_P: jax.Array  # int32, index into the dataset's `domains`
   source_P: jax.Array  # int32, number of the family: problems of different ones are independent
+  gold_PJU: jax.Array | None = None  # uint8, answers as UTF-8 text, where the host grades; 0 behind
 
 
 @struct.dataclass

@@ -12,7 +12,7 @@ import pytest
 
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import policy, sharding, step, updates
+from sgpo import policy, rewards, sharding, step, updates
 from sgpo.models import transformer
 from sgpo.types import NO_NUMBER, Families, Segment, TrainState, within
 
@@ -203,7 +203,8 @@ def test_rewards_and_advantages_by_hand(config, symbols):
   )
   lm = transformer.make_lm(config.model, V)
   rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
-  r = step.reward(None, families, rollout, lm=lm, config=config, symbols=symbols)
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   np.testing.assert_allclose(r.correct_PGJ, CORRECT)
   np.testing.assert_allclose(r.reward_PG[0], [3.3, 2.3, 1.3, 0.3], rtol=1e-6)
   strategy, execution, zero = step.advantages(r, divide_by_std=False)

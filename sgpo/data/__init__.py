@@ -1,11 +1,20 @@
 """Data sets: problems with classes, by name."""
 
 from sgpo.config import Data, suggest
+from sgpo.data.benchmarks import SVAMP, GSMHard, GSMPlus
 from sgpo.data.dataset import Dataset
 from sgpo.data.gsm8k import GSM8K
+from sgpo.data.math import MATH
 from sgpo.data.word_problems import WordProblems
 
-DATASETS = {"word_problems": WordProblems, "gsm8k": GSM8K}
+DATASETS = {
+  "word_problems": WordProblems,
+  "gsm8k": GSM8K,
+  "gsm_plus": GSMPlus,
+  "gsm_hard": GSMHard,
+  "svamp": SVAMP,
+  "math": MATH,
+}
 
 
 def make_dataset(data: Data) -> Dataset:

@@ -11,6 +11,8 @@ class Dataset(Protocol):
 
   domains: tuple[str, ...]  # `Families.domain_P` indexes this
   splits: tuple[str, ...]  # evaluation splits, in the order of tables
+  graders: tuple[str, ...]  # values of config.reward.grader that can read its answers
+  plans: bool  # worked examples have plans, to be imitated and to fill the bank
 
   def worked_example(self, index: int) -> Problem:
     """The index-th worked example (annotated classes only); wraps at the number that exist."""

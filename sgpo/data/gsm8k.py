@@ -6,18 +6,14 @@ answer) have a class; only those give families and worked examples.
 """
 
 import collections
-import gzip
-import hashlib
-import json
 import os
 import random
 import re
-import zlib
 from collections.abc import Iterable
 from fractions import Fraction
 
 from sgpo import config as config_lib
-from sgpo.data import classes
+from sgpo.data import classes, lines
 from sgpo.types import Problem
 
 _UNITS = (
@@ -51,37 +47,22 @@ def question_numbers(question: str) -> set[Fraction]:
 
 
 def read_file(path: str) -> list[dict]:
-  """The rows of a JSON-lines file, plain or gzip.
+  """The rows of a file of GSM8K.
 
   Raises:
-    ValueError: no rows, damaged compression or text, or a line that is no JSON object with a
-      question and an answer that ends in `#### whole number`; the message names file and line.
+    ValueError: as `lines.read_rows`, or an answer that does not end in `#### whole number`.
   """
-  opener = gzip.open if path.endswith(".gz") else open
-  try:
-    with opener(path, "rt", encoding="utf-8") as file:
-      lines = list(file)
-  except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
-    raise ValueError(f"{path}: cannot be read ({error}); fetch it again") from None
-  if not lines:
-    raise ValueError(f"{path}: holds no rows; fetch it again")
-  return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
-
-
-def _row(line: str, where: str) -> dict:
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{where}: not JSON ({error}); mend or drop it") from None
-  for field in ("question", "answer"):
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-      raise ValueError(f"{where}: field {field!r} is missing or not text")
-  answer = classes.parse_number(row["answer"].rpartition("####")[2])
-  if answer is None:
-    raise ValueError(f"{where}: field 'answer' does not end in '#### number'")
-  if answer.denominator != 1:  # rounding it would make a wrong gold
-    raise ValueError(f"{where}: field 'answer' ends in {float(answer):g}, no whole number; drop it")
-  return row
+  rows = lines.read_rows(path, ("question", "answer"))
+  for number, row in enumerate(rows, 1):
+    where = f"{path}, line {number}"
+    answer = classes.parse_number(row["answer"].rpartition("####")[2])
+    if answer is None:
+      raise ValueError(f"{where}: field 'answer' does not end in '#### number'")
+    if answer.denominator != 1:  # rounding it would make a wrong gold
+      raise ValueError(
+        f"{where}: field 'answer' ends in {float(answer):g}, no whole number; drop it"
+      )
+  return rows
 
 
 def to_problem(row: dict, split: str, index: int) -> Problem:
@@ -107,6 +88,8 @@ class GSM8K:
 
   domains = (DOMAIN,)
   splits = ("test",)
+  graders = ("digits", "numeric")
+  plans = True
 
   def __init__(self, data: config_lib.Data):
     self.data = data
@@ -183,9 +166,5 @@ class GSM8K:
 
   def fingerprint(self) -> dict[str, str]:
     """sha256 of each file."""
-    out = {}
-    for name in sorted(os.listdir(self.data.path)):
-      if name.endswith((".jsonl", ".jsonl.gz")):
-        with open(os.path.join(self.data.path, name), "rb") as file:
-          out[name] = hashlib.sha256(file.read()).hexdigest()
-    return out
+    names = sorted(n for n in os.listdir(self.data.path) if n.endswith((".jsonl", ".jsonl.gz")))
+    return {name: lines.sha256(os.path.join(self.data.path, name)) for name in names}

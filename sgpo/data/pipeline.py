@@ -12,6 +12,7 @@ import grain.python as grain
 import jax
 import numpy as np
 
+from sgpo import graders
 from sgpo.config import Config, Room
 from sgpo.data.dataset import Dataset
 from sgpo.data.tokenizers import Tokenizer
@@ -20,6 +21,7 @@ from sgpo.types import NO_NUMBER, Examples, Families, Problem
 ATTEMPTS = 64  # indices that one row may try before the room counts as too small
 INT32 = 2**31 - 1
 BATCHES = 10**7  # the end of a data set without end
+GOLD = 96  # bytes of an answer as text, U
 
 
 class Batches:
@@ -56,11 +58,12 @@ def pad(rows: Sequence[Sequence[int]], room: int, fill: int) -> np.ndarray:
 
 
 def fits(problem: Problem, tokenizer: Tokenizer, room: Room) -> bool:
-  """Whether a problem's question and numbers have room, and its answer fits int32."""
+  """Whether a problem's question, numbers and answer have room."""
   return (
     len(tokenizer.encode_prompt(problem.question)) <= room.prompt
     and len(problem.numbers) <= room.numbers
     and abs(problem.answer) <= INT32
+    and len(problem.gold.encode()) <= GOLD
   )
 
 
@@ -70,9 +73,12 @@ def fitting(problems: Iterable[Problem], tokenizer: Tokenizer, room: Room) -> li
 
 
 def family_arrays(
-  families: Sequence[Sequence[Problem]], tokenizer: Tokenizer, room: Room, domains: Sequence[str]
-) -> Families:
+  families: Sequence[Sequence[Problem]], tokenizer: Tokenizer, room: Room, domains: Sequence[str],
+  golds: bool = False,
+) -> Families:  # fmt: skip
   """Families of equal size as arrays. A mixed domain counts as its first.
+
+  With `golds`, answers stand there as text, too, for graders on the host.
 
   Raises:
     ValueError: a prompt longer than its room.
@@ -94,7 +100,18 @@ def family_arrays(
     numbers_PJM=shape(pad(numbers, room.numbers, NO_NUMBER)),
     domain_P=np.array([domains.index(f[0].domain.split("+")[0]) for f in families], np.int32),
     source_P=np.array([f[0].index % INT32 for f in families], np.int32),
+    gold_PJU=shape(gold_bytes([p.gold for p in flat])) if golds else None,
   )
+
+
+def gold_bytes(golds: Sequence[str]) -> np.ndarray:
+  """Answers as UTF-8, uint8 [len(golds), GOLD]."""
+  return pad([list(gold.encode()) for gold in golds], GOLD, 0).astype(np.uint8)
+
+
+def gold_text(gold_U: np.ndarray) -> str:
+  """The answer that `gold_bytes` wrote."""
+  return bytes(gold_U).rstrip(b"\0").decode()
 
 
 def _batches(row: Callable[[int], tuple[Any, int]], size: int) -> Batches:
@@ -122,7 +139,8 @@ def family_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed:
     for attempt in range(ATTEMPTS):
       family = dataset.family("train", (seed * BATCHES + index) * ATTEMPTS + attempt, size)
       if all(fits(p, tokenizer, config.room) for p in family):
-        arrays = family_arrays([family], tokenizer, config.room, dataset.domains)
+        golds = config.reward.grader != graders.DEVICE
+        arrays = family_arrays([family], tokenizer, config.room, dataset.domains, golds)
         arrays = arrays.replace(source_P=np.array([index % INT32], np.int32))
         return jax.tree.map(lambda x: x[0], arrays), attempt
     raise ValueError(

@@ -171,6 +171,8 @@ class WordProblems:
 
   domains = DOMAINS
   splits = SPLITS
+  graders = ("digits", "numeric")
+  plans = True
 
   def __init__(self, data: config_lib.Data):
     self.data = data

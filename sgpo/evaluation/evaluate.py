@@ -15,9 +15,10 @@ import numpy as np
 
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import policy, rewards
+from sgpo import graders, policy, rewards
 from sgpo.data import classes, pipeline
 from sgpo.evaluation import statistics
+from sgpo.graders.rollouts import grade_rows
 from sgpo.models import transformer
 from sgpo.types import Families, Problem, Symbols
 
@@ -27,8 +28,11 @@ FAILURES_SHOWN = 6  # per split and kind
 class Solver:
   """Greedy extraction and execution in fixed shapes, jitted once each."""
 
-  def __init__(self, config: config_lib.Config, state, tokenizer):
-    self.config, self.state, self.tokenizer = config, state, tokenizer
+  def __init__(
+    self, config: config_lib.Config, state, tokenizer, grader: graders.Grader | None = None
+  ):
+    """Without a `grader` on the host, answers are graded on the device."""
+    self.config, self.state, self.tokenizer, self.grader = config, state, tokenizer, grader
     self.symbols: Symbols = tokenizer.symbols
     e = config.eval
     self.room = config_lib.Room(e.prompt, e.strategy + 1, e.execution, config.room.numbers)
@@ -76,7 +80,7 @@ class Solver:
     grades = rewards.grade(segment, answer_B[:, None], self.symbols)
     return {
       "tokens": segment.tokens_BL[:, 0],
-      "correct": grades.correct[:, 0] > 0,
+      "correct": grades.correct[:, 0],
       "parsed": grades.parsed[:, 0],
       "value": grades.value[:, 0],
       "truncated": segment.truncated_B[:, 0],
@@ -90,14 +94,30 @@ class Solver:
     """Greedy strategies (tokens_BS, length_B)."""
     return jax.device_get(self._extract(self.state.params, prompt_BT, length_B))
 
-  def execute(self, prompt_BT, length_B, strategy_BS, strategy_length_B, answer_B, opening=None):
-    """Greedy executions of given strategies: a dict of arrays, one row a problem."""
-    return jax.device_get(
+  def execute(
+    self, prompt_BT, length_B, strategy_BS, strategy_length_B, families: Families, member: int = 0,
+    opening: int | None = None,
+  ) -> dict[str, np.ndarray]:  # fmt: skip
+    """Greedy executions of given strategies on one member of each family: a row a problem.
+
+    Returns "tokens", "correct" (0 or 1, nan where it could not be graded), "parsed", "truncated",
+    and "answer", the answer as text.
+    """
+    out = jax.device_get(
       self._execute(
-        self.state.params, prompt_BT, length_B, strategy_BS, strategy_length_B, answer_B,
-        opening=opening,
+        self.state.params, prompt_BT, length_B, strategy_BS, strategy_length_B,
+        families.answer_PJ[:, member], opening=opening,
       )
     )  # fmt: skip
+    value = out.pop("value")
+    out["answer"] = np.array([str(v) for v in value], object)
+    if self.grader:
+      golds = [pipeline.gold_text(row) for row in families.gold_PJU[:, member]]
+      rows = grade_rows(self.grader, self.tokenizer, golds, out["tokens"], out["truncated"])
+      out["correct"] = np.array([np.nan if g.correct is None else g.correct for g in rows], float)
+      out["parsed"] = np.array([g.answer is not None for g in rows])
+      out["answer"] = np.array([g.answer for g in rows], object)
+    return out
 
 
 def _batches(groups: list[list[Problem]], solver: Solver, domains) -> list[tuple[Families, int]]:
@@ -107,7 +127,8 @@ def _batches(groups: list[list[Problem]], solver: Solver, domains) -> list[tuple
     chunk = groups[start : start + size]
     real = len(chunk)
     chunk = chunk + [chunk[-1]] * (size - real)
-    out.append((pipeline.family_arrays(chunk, solver.tokenizer, solver.room, domains), real))
+    golds = solver.grader is not None
+    out.append((pipeline.family_arrays(chunk, solver.tokenizer, solver.room, domains, golds), real))
   return out
 
 
@@ -127,10 +148,20 @@ def solve_problems(
     bare = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
     prompt, length = solver.hint(*bare) if guided else bare
     strategy, strategy_length = solver.extract(prompt, length)
-    out = solver.execute(*bare, strategy, strategy_length, families.answer_PJ[:, 0])
+    out = solver.execute(*bare, strategy, strategy_length, families)
     out |= {"strategy": strategy, "strategy_length": strategy_length, "prompt": np.asarray(prompt)}
     parts.append({name: value[:real] for name, value in out.items()})
   return _concat(parts)
+
+
+def graded_mean(correct: np.ndarray) -> dict[str, float]:
+  """The mean with its interval, over what could be graded."""
+  return statistics.bootstrap_interval(correct[~np.isnan(correct)])
+
+
+def marks(correct: np.ndarray) -> str:
+  """A character a problem: 0, 1, or - where it could not be graded."""
+  return "".join("-" if np.isnan(c) else "01"[int(c)] for c in correct)
 
 
 def split_report(problems: list[Problem], out: dict, guided: dict | None, tokenizer) -> dict:
@@ -140,13 +171,14 @@ def split_report(problems: list[Problem], out: dict, guided: dict | None, tokeni
   ci = statistics.bootstrap_interval
   return {
     "n": len(problems),
-    "pass_at_1": ci(out["correct"]),
-    "guided": ci(guided["correct"]) if guided else None,
+    "pass_at_1": graded_mean(out["correct"]),
+    "guided": graded_mean(guided["correct"]) if guided else None,
     "plan": ci(np.array(right)),
     "truncated": float(out["truncated"].mean()),
     "unparsed": float((~out["parsed"] & ~out["truncated"]).mean()),
-    "correct": "".join("01"[int(c)] for c in out["correct"]),
-    "guided_correct": "".join("01"[int(c)] for c in guided["correct"]) if guided else None,
+    "ungraded": float(np.isnan(out["correct"]).mean()),
+    "correct": marks(out["correct"]),
+    "guided_correct": marks(guided["correct"]) if guided else None,
   }
 
 
@@ -154,13 +186,15 @@ def failed_rows(split: str, problems: list[Problem], out: dict, tokenizer) -> li
   """The first few failures of each kind, as text for people to look at."""
   rows, seen = [], collections.Counter()
   for i, p in enumerate(problems):
-    if out["correct"][i]:
+    if out["correct"][i] == 1:
       continue
     plan = tokenizer.pretty_plan(out["strategy"][i].tolist())
     if out["truncated"][i]:
       kind = "truncated"
     elif not out["parsed"][i]:
       kind = "unparsed"
+    elif np.isnan(out["correct"][i]):
+      kind = "ungraded"
     else:
       same = classes.normalize_plan(plan) == p.plan
       kind = "right plan, wrong execution" if same else "wrong plan"
@@ -176,8 +210,8 @@ def failed_rows(split: str, problems: list[Problem], out: dict, tokenizer) -> li
         "hints": hints,
         "strategy": plan,
         "execution": tokenizer.pretty_execution(out["tokens"][i].tolist()),
-        "gold": p.answer,
-        "answer": int(out["value"][i]) if out["parsed"][i] else None,
+        "gold": p.gold,
+        "answer": out["answer"][i] if out["parsed"][i] else None,
         "failure": kind,
       }
     )
@@ -223,7 +257,7 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
   while len(pairs) < solver.config.eval.transfer_pairs and index < 20 * (len(pairs) + 50):
     pair = pipeline.fitting(dataset.family(split, index, 2), solver.tokenizer, solver.room)
     index += 1
-    if len(pair) == 2 and pair[0].answer != pair[1].answer:
+    if len(pair) == 2 and pair[0].gold != pair[1].gold:
       pairs.append(pair)
   if not pairs:
     raise ValueError(
@@ -259,26 +293,25 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
       parts.append(
         solver.execute(
           families.prompt_PJT[:, member], families.length_PJ[:, member], tokens[rows], length[rows],
-          families.answer_PJ[:, member], opening=opening,
+          families, member, opening=opening,
         )["correct"][:real]
       )  # fmt: skip
       start += real
     correct[arm] = np.concatenate(parts).astype(float)
   correct["class_prior"] = class_prior(
-    [pair[0].plan for pair in pairs], [[p.answer for p in pair] for pair in pairs]
+    [pair[0].plan for pair in pairs], [[p.gold for p in pair] for pair in pairs]
   )
-  ci = statistics.bootstrap_interval
-  interval = {arm: ci(values) for arm, values in correct.items()}
+  interval = {arm: graded_mean(values) for arm, values in correct.items()}
   return {
     "split": split,
     "n": len(pairs),
     "arms": {arm: interval[arm] for arm in ("own", "sibling", "none", "wrong")},
-    "sts": ci(correct["sibling"] - correct["wrong"]),
+    "sts": graded_mean(correct["sibling"] - correct["wrong"]),
     "controls": {arm: interval[arm] for arm in ("shuffled", "answer_only", "class_prior")},
   }
 
 
-def class_prior(plans: list[str], answers: list[list[int]]) -> np.ndarray:
+def class_prior(plans: list[str], answers: list[list[str]]) -> np.ndarray:
   """1.0 where the commonest answer of the class's other pairs is the second answer of this one."""
   counts = collections.defaultdict(collections.Counter)
   for plan, both in zip(plans, answers, strict=True):
@@ -319,9 +352,8 @@ def bank_examples(config: config_lib.Config, state, dataset, tokenizer) -> dict[
       strategy[k, : n + 1] = [*bank.tokens_NS[row][:n], solver.symbols.execute]
       length[k] = n + 1
     done = solver.execute(
-      families.prompt_PJT[:, 0], families.length_PJ[:, 0], strategy, length,
-      families.answer_PJ[:, 0],
-    )  # fmt: skip
+      families.prompt_PJT[:, 0], families.length_PJ[:, 0], strategy, length, families
+    )
     for k, row in enumerate(rows[start : start + real]):
       text = tokenizer.pretty_execution(done["tokens"][k].tolist())
       out[int(row)] = {"problem": picked[k].question, "example": text}
@@ -337,8 +369,12 @@ def evaluate(
     (report, rows): the report holds intervals {"mean", "low", "high"} per split and arm, rows are
     failures as text.
   """
-  began = time.perf_counter()
-  solver = Solver(config, state, tokenizer)
+  with graders.opened(config.reward.grader) as grader:
+    return _evaluate(Solver(config, state, tokenizer, grader), dataset, log)
+
+
+def _evaluate(solver: Solver, dataset, log: Callable[[str], None]) -> tuple[dict, list[dict]]:
+  config, tokenizer, began = solver.config, solver.tokenizer, time.perf_counter()
   splits, rows = {}, []
   for split in dataset.splits:
     count = min(config.eval.problems, dataset.size(split))

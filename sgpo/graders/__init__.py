@@ -4,28 +4,28 @@ A grader is called with golds and texts and returns a `Grade` for each: correct 
 grader failed, so that a failure is never counted as a wrong answer.
 """
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 
 from sgpo.graders import numeric
 from sgpo.graders.answers import Grade, Grader
 from sgpo.graders.math import MathVerify
 
-__all__ = ["DEVICE", "NAMES", "Grade", "Grader", "make"]
+__all__ = ["DEVICE", "Grade", "Grader", "MathVerify", "opened"]
 
 DEVICE = "digits"  # graded within the jitted step, see sgpo.rewards
-NAMES = (DEVICE, "numeric", "math")
 
 
-def make(name: str) -> Grader | None:
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[Grader | None]:
   """The grader of `config.reward.grader`; None for the one on the device.
 
   Raises:
-    ValueError: an unknown name, or a package that is missing.
+    ValueError: a package is missing.
   """
-  if name == DEVICE:
-    return None
-  if name == "numeric":
-    return partial(numeric.grade, marked=True)
   if name == "math":
-    return MathVerify()
-  raise ValueError(f"config.reward.grader = {name!r} must be one of {', '.join(NAMES)}")
+    with MathVerify() as grader:
+      yield grader
+  else:
+    yield None if name == DEVICE else partial(numeric.grade, marked=True)

@@ -66,7 +66,7 @@ class MathVerify:
     self, workers: int = 2, item_s: float = 5.0, batch_s: float = 120.0, recycle: int = 2000
   ):
     if importlib.util.find_spec("math_verify") is None:
-      raise ValueError('answers of MATH need math-verify: pip install "math-verify[antlr4_13_2]"')
+      raise ValueError("answers of MATH need math-verify: pip install math-verify")
     self.item_s, self.batch_s, self.recycle = item_s, batch_s, recycle
     self._workers = [_Worker() for _ in range(workers)]
 

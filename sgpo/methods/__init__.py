@@ -19,6 +19,8 @@ class Method(NamedTuple):
            `get_state()` is JSON; an item is the batch pytree of numpy arrays for `step`.
   steps:   how many steps the stage has.
   sample_rows: turns metrics["samples"] of a step into rows of text for the sample tables.
+  collect, learn: the halves of a step that samples, between which the host may grade:
+           (state, batch, key) -> Collected, (state, Collected, Grades) -> (state, metrics).
   """
 
   init: Callable[[Any], TrainState]
@@ -27,3 +29,5 @@ class Method(NamedTuple):
   batches: Callable[[int], Any]
   steps: int
   sample_rows: Callable[[Any], list[dict]] | None = None
+  collect: Callable[..., Any] | None = None
+  learn: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None = None

@@ -9,9 +9,11 @@ for all of its tokens. No transfer, no coherence, no bank.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 
+from sgpo import step as step_lib
 from sgpo.config import Config, Reward
 from sgpo.data import pipeline
 from sgpo.methods import Method, sgpo
@@ -41,6 +43,7 @@ def flatten(families: Families) -> Families:
     prompt_PJT=alone(families.prompt_PJT), length_PJ=alone(families.length_PJ),
     answer_PJ=alone(families.answer_PJ), numbers_PJM=alone(families.numbers_PJM),
     domain_P=repeat(families.domain_P), source_P=repeat(families.source_P),
+    gold_PJU=None if families.gold_PJU is None else alone(families.gold_PJU),
   )  # fmt: skip
 
 
@@ -48,9 +51,12 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
   """Binds GRPO to a configuration: batch, optimizer and loss are those of config.sgpo."""
   inner = sgpo.make(outcome_only(config), dataset, tokenizer, mesh)
 
-  def step(state, families: Families, key: jax.Array):
-    return inner.step(state, flatten(families), key)
+  def collect(state, families: Families, key: jax.Array):
+    return inner.collect(state, flatten(families), key)
 
   return inner._replace(
-    step=step, batches=lambda seed: pipeline.family_batches(dataset, tokenizer, config, seed)
-  )
+    collect=collect,
+    step=partial(step_lib.graded_step, collect=collect, learn=inner.learn,
+                 symbols=tokenizer.symbols),
+    batches=lambda seed: pipeline.family_batches(dataset, tokenizer, config, seed),
+  )  # fmt: skip

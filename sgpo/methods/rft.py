@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import losses, policy, updates
+from sgpo import losses, policy, rewards, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.methods import Method, grpo, sgpo
 from sgpo.models import transformer
 from sgpo.models.transformer import LM
-from sgpo.types import Families, Symbols, TrainState
+from sgpo.types import Symbols, TrainState
 
 
 def loss_fn(
@@ -37,32 +37,28 @@ def loss_fn(
 
 
 def kept(rollout: policy.Rollout, correct_PG: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The tokens of correct trajectories that the policy wrote: [P, G, S] and [P, 1, G, E]."""
+  """The tokens of correct trajectories that the policy wrote: [P, G, S] and [P, 1, G, E].
+
+  An answer that could not be graded is not correct, though its `correct` is its group's mean.
+  """
   mask_s, mask_e = step_lib.loss_masks(rollout)
-  return mask_s & (correct_PG > 0)[..., None], mask_e & (correct_PG > 0)[:, None, :, None]
+  return mask_s & (correct_PG == 1)[..., None], mask_e & (correct_PG == 1)[:, None, :, None]
 
 
-def rft_step(
-  state: TrainState, families: Families, key: jax.Array, *,
+def learn(
+  state: TrainState, collected: step_lib.Collected, grades: rewards.Grades, *,
   lm: LM, optimizer: optax.GradientTransformation, config: Config, symbols: Symbols,
 ) -> tuple[TrainState, dict]:  # fmt: skip
-  """One step on flattened families. Pure."""
-  retrieve_key, rollout_key = jax.random.split(key)
-  families = grpo.flatten(families)
-  families, retrieval = step_lib.retrieve(
-    state, families, retrieve_key, lm=lm, config=config, symbols=symbols
-  )
-  rollout = policy.rollout(
-    lm, state.params, families.prompt_PJT, families.length_PJ, rollout_key,
-    group=config.sgpo.strategies, room=config.room, symbols=symbols, sampling=config.sampling,
-  )  # fmt: skip
-  r = step_lib.reward(state.params, families, rollout, lm=lm, config=config, symbols=symbols)
+  """Imitates the correct trajectories of flattened families. Pure."""
+  families, rollout = collected.families, collected.rollout
+  r = step_lib.reward(state.params, families, rollout, grades, lm=lm, config=config,
+                      symbols=symbols)  # fmt: skip
   piece = step_lib.Piece(families, rollout, r.correct_PGJ[:, :, 0], r.correct_PGJ, None)
   count = sum(mask.sum() for mask in kept(rollout, piece.advantage_PG))
   bound = partial(loss_fn, count=count, lm=lm, config=config, symbols=symbols)
   grads, metrics = updates.gradients(bound, state.params, piece, config.sgpo.microbatches)
   state, more = updates.apply_gradients(state, grads, optimizer)
-  metrics |= more | step_lib.rollout_metrics(retrieval, rollout, r, 0)
+  metrics |= more | step_lib.rollout_metrics(collected.retrieval, rollout, r, 0)
   metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
   return state.replace(step=state.step + 1), metrics
 
@@ -70,9 +66,10 @@ def rft_step(
 def make(config: Config, dataset, tokenizer, mesh) -> Method:
   """Binds expert iteration to a configuration: batch and optimizer are those of config.sgpo."""
   base = grpo.make(config, dataset, tokenizer, mesh)
-  outcome = grpo.outcome_only(config)
-  step = partial(
-    rft_step, lm=transformer.make_lm(config.model, tokenizer.vocab_size),
-    optimizer=sgpo.make_optimizer(config), config=outcome, symbols=tokenizer.symbols,
+  half = partial(
+    learn, lm=transformer.make_lm(config.model, tokenizer.vocab_size),
+    optimizer=sgpo.make_optimizer(config), config=grpo.outcome_only(config),
+    symbols=tokenizer.symbols,
   )  # fmt: skip
-  return base._replace(step=step, sample_rows=None)
+  step = partial(step_lib.graded_step, collect=base.collect, learn=half, symbols=tokenizer.symbols)
+  return base._replace(step=step, learn=half, sample_rows=None)

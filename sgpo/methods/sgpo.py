@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import optax
 
 from sgpo import bootstrap, policy
+from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.data import pipeline
 from sgpo.methods import Method
 from sgpo.models import transformer
-from sgpo.step import sgpo_step
 from sgpo.types import TrainState
 
 
 def sample_rows(samples: dict, tokenizer) -> list[dict]:
   """The step's "samples" as rows of text, for the sample tables."""
   rows = []
-  for i in range(len(samples["gold"])):
+  for i, gold in enumerate(samples["gold"]):
     question, *hints = tokenizer.split_prompt(samples["prompt"][i].tolist())
     rows.append(
       {
@@ -26,7 +26,7 @@ def sample_rows(samples: dict, tokenizer) -> list[dict]:
         "hints": hints,
         "strategy": tokenizer.pretty_plan(samples["strategy"][i].tolist()),
         "execution": tokenizer.pretty_execution(samples["execution"][i].tolist()),
-        "gold": int(samples["gold"][i]),
+        "gold": pipeline.gold_text(gold) if gold.ndim else int(gold),
         "correct": float(samples["correct"][i]),
         "transfer": round(float(samples["transfer"][i]), 3),
         "reward": round(float(samples["reward"][i]), 3),
@@ -74,10 +74,12 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
       bank = bootstrap.from_worked_examples(bank, state.reference, *model)
     return state.replace(bank=bank)
 
-  bound = dict(lm=lm, optimizer=optimizer, config=config, symbols=tokenizer.symbols)
+  bound = dict(lm=lm, config=config, symbols=tokenizer.symbols)
   return Method(
     init=init,
-    step=partial(sgpo_step, **bound),
+    step=partial(step_lib.sgpo_step, optimizer=optimizer, **bound),
+    collect=partial(step_lib.collect, **bound),
+    learn=partial(step_lib.learn, optimizer=optimizer, **bound),
     prepare=prepare,
     batches=lambda seed: pipeline.family_batches(dataset, tokenizer, config, seed),
     steps=c.steps,

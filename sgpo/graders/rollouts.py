@@ -1,0 +1,86 @@
+"""A step whose executions are graded on the host, between its two jitted halves."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sgpo import rewards
+from sgpo.data import pipeline
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.graders import Grade, Grader
+from sgpo.methods import Method
+from sgpo.types import TrainState
+
+
+def grade_rows(
+  grader: Grader, tokenizer: Tokenizer, golds: list[str], tokens_BE: np.ndarray,
+  truncated_B: np.ndarray,
+) -> list[Grade]:  # fmt: skip
+  """Grades executions as text. What was cut off has no answer and is wrong."""
+  texts = [
+    "" if cut else tokenizer.pretty_execution(row.tolist())
+    for row, cut in zip(tokens_BE, truncated_B, strict=True)
+  ]
+  return grader(golds, texts)
+
+
+def fill_ungraded(correct_PJG: np.ndarray) -> np.ndarray:
+  """Puts the mean of its group, over g, in the place of each nan; 0 where a group is all nan.
+
+  Such a row is worth as much as its group: it has no advantage, and changes nobody's.
+  """
+  graded = ~np.isnan(correct_PJG)
+  total = np.where(graded, correct_PJG, 0.0).sum(-1, keepdims=True)
+  return np.where(graded, correct_PJG, total / np.maximum(graded.sum(-1, keepdims=True), 1))
+
+
+def grade_rollout(
+  grader: Grader, tokenizer: Tokenizer, execution, gold_PJU
+) -> tuple[rewards.Grades, float]:
+  """Grades of executions [P, J, G], and the share that could not be graded.
+
+  Each process grades all of them, and all give the same.
+  """
+  wanted = (execution.tokens_BL, execution.truncated_B, gold_PJU)
+  if jax.process_count() > 1:
+    wanted = multihost_utils.process_allgather(wanted, tiled=True)
+  tokens, truncated, gold_PJU = jax.device_get(wanted)
+  golds = [pipeline.gold_text(row) for row in gold_PJU.reshape(-1, gold_PJU.shape[-1])]
+  golds = [gold for gold in golds for _ in range(truncated.shape[-1])]
+  rows = grade_rows(
+    grader, tokenizer, golds, tokens.reshape(-1, tokens.shape[-1]), truncated.reshape(-1)
+  )
+  correct = np.array([np.nan if g.correct is None else g.correct for g in rows], np.float32)
+  parsed = np.array([g.answer is not None for g in rows]).reshape(truncated.shape)
+  filled = fill_ungraded(correct.reshape(truncated.shape)).astype(np.float32)
+  grades = rewards.Grades(filled, parsed, np.zeros(truncated.shape, np.int32))
+  return grades, float(np.isnan(correct).mean())
+
+
+class HostGradedStep:
+  """(state, batch, key) -> (state, metrics), and the next batch sampled while the host grades.
+
+  A batch that was sampled ahead comes from the parameters of one update before; its probability
+  ratios start at what that update changed, which the clipped loss accounts for.
+  """
+
+  def __init__(self, method: Method, grader: Grader, tokenizer: Tokenizer, shardings: Any):
+    """`shardings` are those of the state."""
+    self._grader, self._tokenizer = grader, tokenizer
+    self._collect = jax.jit(method.collect)
+    self._learn = jax.jit(method.learn, donate_argnums=0, out_shardings=(shardings, None))
+    self._ahead = None
+
+  def __call__(
+    self, state: TrainState, batch: Any, key: jax.Array, upcoming: tuple[Any, jax.Array] | None
+  ) -> tuple[TrainState, dict]:
+    """`upcoming` is the next call's (batch, key), to be sampled meanwhile, or None."""
+    collected = self._collect(state, batch, key) if self._ahead is None else self._ahead
+    self._ahead = None if upcoming is None else self._collect(state, *upcoming)
+    grades, ungraded = grade_rollout(
+      self._grader, self._tokenizer, collected.rollout.execution, collected.families.gold_PJU
+    )
+    state, metrics = self._learn(state, collected, grades)
+    return state, metrics | {"rollout/ungraded_frac": np.float32(ungraded)}
