@@ -36,6 +36,7 @@ class Problem:
   names: tuple[str, ...] = ()  # people and things named in the story
   split: str = ""
   index: int = 0
+  rationale: str = ""  # the solution in prose, where its authors wrote one
   answer_text: str = ""  # an answer that only a grader on the host can read, `\\frac{1}{2}`
 
   @property

@@ -75,6 +75,7 @@ def to_problem(row: dict, split: str, index: int) -> Problem:
     question=row["question"],
     answer=int(answer),
     solution=f"{steps} #### {int(answer)}",
+    rationale=classes.ANNOTATION.sub("", row["answer"]),
     plan=plan if plan.count(";") < 9 else "",
     domain=DOMAIN,
     numbers=tuple(sorted(int(n) for n in numbers if n == int(n))),

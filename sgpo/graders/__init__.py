@@ -18,8 +18,10 @@ DEVICE = "digits"  # graded within the jitted step, see sgpo.rewards
 
 
 @contextlib.contextmanager
-def opened(name: str) -> Iterator[Grader | None]:
+def opened(name: str, marked: bool = True) -> Iterator[Grader | None]:
   """The grader of `config.reward.grader`; None for the one on the device.
+
+  Where a number need not be `marked` as the answer, the last one of a text counts.
 
   Raises:
     ValueError: a package is missing.
@@ -28,4 +30,4 @@ def opened(name: str) -> Iterator[Grader | None]:
     with MathVerify() as grader:
       yield grader
   else:
-    yield None if name == DEVICE else partial(numeric.grade, marked=True)
+    yield None if name == DEVICE else partial(numeric.grade, marked=marked)

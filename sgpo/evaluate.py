@@ -1,0 +1,240 @@
+"""Accuracy of a model folder or a run on a data set: pass@k, majority vote, a row a problem.
+
+python -m sgpo.evaluate --model=models/Qwen3-0.6B --data=gsm8k:data/gsm8k --shots=4 --out=runs/eval
+
+In plain mode a model answers a question; in strategy mode it writes a strategy and executes it, on
+the problem and, with --siblings, on others of its class.
+"""
+
+import argparse
+import collections
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from sgpo import allocator, files, graders
+from sgpo import config as config_lib
+from sgpo.data import make_dataset
+from sgpo.evaluation import statistics
+from sgpo.evaluation.sampling import Loaded, Sample, load, sample_plain, sample_strategies
+from sgpo.types import Problem
+
+TEMPLATE = "Question: {question}\nAnswer:"
+
+
+def shots_text(dataset, count: int) -> str:
+  """Worked examples in the form of TEMPLATE, an empty line behind each."""
+  examples = [dataset.worked_example(i) for i in range(count)]
+  text = lambda p: f"{TEMPLATE.format(question=p.question)} {p.rationale or p.solution}\n\n"
+  return "".join(map(text, examples))
+
+
+# Figures.
+
+
+def pass_at_k(right: int, samples: int, k: int) -> float:
+  """1 - C(n - c, k) / C(n, k): the chance that k of n samples hold one of the c right ones.
+
+  The unbiased estimator of arXiv 2107.03374.
+  """
+  return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def row_of(problem: Problem, samples: list[Sample], grades: list[graders.Grade]) -> dict:
+  """What the rows' file says of a problem. A vote is for an answer as it was read."""
+  votes = collections.Counter(g.answer for g in grades if g.answer is not None)
+  vote = votes.most_common(1)[0][0] if votes else None
+  return {
+    "index": problem.index,
+    "split": problem.split,
+    "question": problem.question,
+    "gold": problem.gold,
+    "strategies": [s.strategy for s in samples],
+    "texts": [s.text for s in samples],
+    "answers": [g.answer for g in grades],
+    "correct": [g.correct for g in grades],
+    "vote": vote,
+    "vote_correct": next((g.correct for g in grades if g.answer == vote), False),
+  }
+
+
+def summarize(rows: list[dict], samples: int) -> dict:
+  """Means with 95% bootstrap intervals over the problems of which every sample was graded."""
+  graded = [row for row in rows if None not in row["correct"]]
+  ci = statistics.bootstrap_interval
+  out = {"problems": len(rows), "ungraded": len(rows) - len(graded), "samples": samples}
+  if graded:
+    k = 1
+    while k <= samples:
+      values = [pass_at_k(sum(row["correct"]), samples, k) for row in graded]
+      out[f"pass@{k}"] = ci(np.array(values))
+      k *= 2
+    if samples > 1:
+      out[f"maj@{samples}"] = ci(np.array([float(row["vote_correct"]) for row in graded]))
+    if "sibling_correct" in graded[0]:
+      shares = [np.mean(row["sibling_correct"]) for row in graded]
+      out["siblings"] = ci(np.array(shares))
+  out["unparsed"] = float(np.mean([answer is None for row in rows for answer in row["answers"]]))
+  return out
+
+
+# The run.
+
+
+def make_data(text: str, args: argparse.Namespace):
+  """(configuration, data set) of `name:path`.
+
+  Raises:
+    ValueError: an unknown name, or files that cannot be read.
+  """
+  name, _, path = text.partition(":")
+  data = config_lib.Data(
+    name=name, path=path, template=args.template, chat=args.chat, worked_examples=10**6
+  )
+  return data, make_dataset(data)
+
+
+def choose(dataset, args: argparse.Namespace) -> list[list[Problem]]:
+  """Families of the problems to solve, of one member each unless --siblings asks for more."""
+  if args.siblings:
+    return [dataset.family("cls", i, args.siblings + 1) for i in range(args.limit)]
+  split = args.split or dataset.splits[0]
+  if split not in dataset.splits:
+    raise ValueError(f"--split={split} is unknown.{config_lib.suggest(split, [*dataset.splits])}")
+  return [[dataset.problem(split, i)] for i in range(min(args.limit, dataset.size(split)))]
+
+
+def make_sampler(loaded: Loaded, shots: str, args: argparse.Namespace) -> Callable:
+  """(families, key) -> for each family, samples by member."""
+  sampling = config_lib.Sampling(
+    temperature=args.temperature, top_p=args.top_p, calculator=args.calculator
+  )
+  fixed = dict(samples=args.samples, sampling=sampling)
+  if args.mode == "strategy":
+    room = config_lib.Room(strategy=args.strategy_room, execution=args.room)
+    encode = lambda family: [loaded.tokenizer.encode_prompt(p.question) for p in family]
+    return lambda families, key: sample_strategies(
+      loaded, [encode(family) for family in families], room=room, key=key, **fixed
+    )
+  ask = (lambda q: shots + q) if args.chat else (lambda q: shots + TEMPLATE.format(question=q))
+  encode = lambda family: loaded.tokenizer.encode_prompt(ask(family[0].question))
+  return lambda families, key: (
+    [samples]
+    for samples in sample_plain(
+      loaded, [encode(family) for family in families], room=args.room, key=key, **fixed
+    )
+  )
+
+
+def grade_batch(
+  grader: graders.Grader, families: list[list[Problem]], sampled: list[list[list[Sample]]]
+) -> list[dict]:
+  """Rows of families, from the samples of each member."""
+  golds, flat = [], []
+  for family, members in zip(families, sampled, strict=True):
+    for problem, samples in zip(family, members, strict=True):
+      golds += [problem.gold] * len(samples)
+      flat += [sample.text for sample in samples]
+  grades = iter(grader(golds, flat))
+  rows = []
+  for family, members in zip(families, sampled, strict=True):
+    own, *others = [[next(grades) for _ in samples] for samples in members]
+    row = row_of(family[0], members[0], own)
+    if others:
+      row["sibling_texts"] = [[s.text for s in samples] for samples in members[1:]]
+      row["sibling_correct"] = [bool(g.correct) for member in others for g in member]
+    rows.append(row)
+  return rows
+
+
+def run(args: argparse.Namespace) -> dict:
+  """Evaluates as the command line says; returns the summary, writes it and the rows to --out."""
+  data, dataset = make_data(args.data, args)
+  families = choose(dataset, args)
+  shots = ""
+  if args.shots:
+    shots = shots_text(make_data(args.shots_from or args.data, args)[1], args.shots)
+  loaded = load(args.model, data, args.dtype)
+  sample = make_sampler(loaded, shots, args)
+  os.makedirs(args.out, exist_ok=True)
+  rows, began = [], time.perf_counter()
+  name = "math" if "math" in dataset.graders else "numeric"
+  with graders.opened(name, marked=False) as grader:
+    for start in range(0, len(families), args.batch):
+      chunk = families[start : start + args.batch]
+      filled = chunk + [chunk[-1]] * (args.batch - len(chunk))
+      key = jax.random.fold_in(jax.random.key(args.seed), start)
+      rows += grade_batch(grader, chunk, list(sample(filled, key))[: len(chunk)])
+      files.write_rows(os.path.join(args.out, "rows.jsonl"), rows)
+      print(f"{len(rows)}/{len(families)}", file=sys.stderr)
+  summary = summarize(rows, args.samples)
+  summary |= {"seconds": round(time.perf_counter() - began, 1), "data": dataset.fingerprint()}
+  summary |= {"command": vars(args)}
+  files.write_json(os.path.join(args.out, "summary.json"), summary)
+  return summary
+
+
+def check(args: argparse.Namespace) -> None:
+  """Raises ValueError where flags do not fit each other."""
+  if args.samples > 1 and not args.temperature:
+    raise ValueError(
+      f"--samples={args.samples} greedy samples are all the same; give --temperature"
+    )
+  if args.mode == "strategy" and args.shots:
+    raise ValueError(
+      f"--shots={args.shots} are for --mode=plain; strategies are trained, not shown"
+    )
+  if args.siblings and args.mode != "strategy":
+    raise ValueError(f"--siblings={args.siblings} execute strategies: give --mode=strategy")
+  for name in ("samples", "limit", "batch", "room", "strategy_room"):
+    if getattr(args, name) < 1:
+      raise ValueError(f"--{name}={getattr(args, name)} must be positive")
+
+
+def main() -> int:
+  """Command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  add("--model", required=True, help="a model folder of Hugging Face, or a run's folder")
+  add("--data", required=True, help="data set and its folder, gsm8k:data/gsm8k")
+  add("--split", default="", help="of the data set; its first one unless told")
+  add("--out", required=True, help="folder for summary.json and rows.jsonl")
+  add("--mode", choices=["plain", "strategy"], default="plain", help="an answer, or s and then e")
+  add("--shots", type=int, default=0, help="worked examples before the question")
+  add("--shots_from", default="", help="their data set and its folder; --data unless told")
+  add("--siblings", type=int, default=0, help="of each problem, to execute its strategies on, too")
+  add("--samples", type=int, default=1)
+  add("--temperature", type=float, default=0.0, help="0 is greedy")
+  add("--top_p", type=float, default=1.0)
+  add("--limit", type=int, default=10**4, help="problems at most; families with --siblings")
+  add("--batch", type=int, default=64)
+  add("--room", type=int, default=256, help="tokens of an answer or execution")
+  add("--strategy_room", type=int, default=64)
+  add("--template", default="{question}", help="around the question in the prompt")
+  add("--chat", action="store_true", help="as the user's turn of the folder's chat template")
+  add("--calculator", action="store_true", help="the calculator writes behind =")
+  add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
+  add("--seed", type=int, default=0)
+  args = parser.parse_args()
+  allocator.keep_heap()
+  try:
+    check(args)
+    summary = run(args)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  for name, value in summary.items():
+    if isinstance(value, dict) and "mean" in value:
+      print(f"{name:<8} {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
+  print(f"problems {summary['problems']}, ungraded {summary['ungraded']}, "
+        f"unparsed {summary['unparsed']:.3f}, {summary['seconds']} s")  # fmt: skip
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

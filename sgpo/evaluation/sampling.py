@@ -1,0 +1,120 @@
+"""Texts that a model samples for prompts: answers, or strategies with their executions."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sgpo import config as config_lib
+from sgpo import folder, policy, sharding, train
+from sgpo.data import pipeline
+from sgpo.data.pretrained import PretrainedTokenizer
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.models import hf, sampler, transformer
+
+BUCKET = 64  # prompts are padded to multiples of this
+
+
+class Sample(NamedTuple):
+  """What a model wrote: an answer, or a strategy and its execution."""
+
+  text: str
+  strategy: str = ""
+
+
+class Loaded(NamedTuple):
+  """A model to evaluate."""
+
+  lm: transformer.LM
+  params: Any
+  tokenizer: Tokenizer
+
+
+def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
+  """A model folder of Hugging Face, or the newest parameters of a run.
+
+  Raises:
+    ValueError: neither of both, or files that cannot be read.
+  """
+  if not folder.is_model(path):
+    config, _, tokenizer, state = train.load(path)
+    return Loaded(transformer.make_lm(config.model, tokenizer.vocab_size), state.params, tokenizer)
+  model, vocab = hf.read_config(path)
+  model = dataclasses.replace(model, dtype=dtype)
+  tokenizer = PretrainedTokenizer(path, dataclasses.replace(data, vocab_size=vocab))
+  lm = transformer.make_lm(model, tokenizer.vocab_size)
+  shapes = jax.eval_shape(lm.init, jax.random.key(0))
+  mesh = sharding.make_mesh((-1, 1))
+  where = sharding.state_shardings(mesh, {"params": shapes})["params"]
+  place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return Loaded(lm, hf.load(path, jax.tree.map(place, shapes, where)), tokenizer)
+
+
+def sample_plain(
+  loaded: Loaded, prompts: list[list[int]], samples: int, room: int, sampling, key
+) -> Iterator[list[Sample]]:
+  """Answers to one batch of prompts, `samples` for each. Prompts must end in the same token."""
+  lm, params, tokenizer = loaded
+  s = tokenizer.symbols
+  (opening,) = {ids[-1] for ids in prompts}
+  longest = max(len(ids) for ids in prompts) - 1
+  tokens = pipeline.pad([ids[:-1] for ids in prompts], -(-longest // BUCKET) * BUCKET, s.pad)
+  length = np.array([len(ids) - 1 for ids in prompts], np.int32)
+  segment = _generate(lm, s, sampling, samples, room, opening, params, tokens, length, key)
+  for row, count in zip(*jax.device_get((segment.tokens_BL, segment.length_B)), strict=True):
+    yield [Sample(_text(tokenizer, ids[:n])) for ids, n in zip(row, count, strict=True)]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _generate(lm, symbols, sampling, samples, room, opening, params, tokens, length, key):
+  _, prefix = lm.prefill(params, tokens, length)
+  context = sampler.empty_context(prefix, samples)
+  return sampler.generate(
+    lm, lm.split(params), prefix, context, key, room=room, opening=opening, stop=symbols.eos,
+    symbols=symbols, sampling=sampling,
+  )[0]  # fmt: skip
+
+
+def _text(tokenizer, ids) -> str:
+  """A completion up to the next question, which models without instruction tuning make up."""
+  return tokenizer.decode(ids.tolist()).split("\nQuestion:")[0].strip()
+
+
+def sample_strategies(
+  loaded: Loaded, families: list[list[list[int]]], samples: int, room, sampling, key
+) -> Iterator[list[list[Sample]]]:
+  """Strategies and executions of families of prompts: for each, a list a member.
+
+  Strategies are written for the first member and executed on all.
+  """
+  lm, params, tokenizer = loaded
+  P, J = len(families), len(families[0])
+  flat = [ids for family in families for ids in family]
+  longest = max(map(len, flat))
+  tokens = pipeline.pad(flat, -(-longest // BUCKET) * BUCKET, tokenizer.symbols.pad)
+  length = np.array([len(ids) for ids in flat], np.int32)
+  out = _rollout(
+    lm, tokenizer.symbols, sampling, samples, room, params, tokens.reshape(P, J, -1),
+    length.reshape(P, J), key,
+  )  # fmt: skip
+  strategies, executions = jax.device_get((out.strategy.tokens_BL, out.execution.tokens_BL))
+  cut = jax.device_get(out.execution.truncated_B)
+  for plans, members, ends in zip(strategies, executions, cut, strict=True):
+    written = [tokenizer.pretty_plan(plan.tolist()) for plan in plans]
+    yield [
+      [
+        Sample(tokenizer.pretty_execution(row.tolist()) + (" ..." if end else ""), plan)
+        for plan, row, end in zip(written, rows, truncated, strict=True)
+      ]
+      for rows, truncated in zip(members, ends, strict=True)
+    ]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _rollout(lm, symbols, sampling, samples, room, params, tokens, length, key):
+  return policy.rollout(
+    lm, params, tokens, length, key, group=samples, room=room, symbols=symbols, sampling=sampling
+  )

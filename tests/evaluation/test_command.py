@@ -1,0 +1,104 @@
+"""`python -m sgpo.evaluate`: its figures by hand, and the whole command on a model folder."""
+
+import itertools
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sgpo import evaluate
+from sgpo.evaluation.sampling import Sample
+from sgpo.graders import Grade
+from sgpo.models import hf
+from sgpo.types import Problem
+from tests.data.test_pretrained import byte_level
+from tests.models.test_hf import MODELS, random_params
+
+
+@pytest.mark.parametrize(
+  "right, samples, k", [(0, 4, 2), (1, 4, 2), (3, 4, 2), (4, 4, 1), (2, 5, 4)]
+)
+def test_pass_at_k_counts_subsets(right, samples, k):
+  outcomes = [1] * right + [0] * (samples - right)
+  subsets = list(itertools.combinations(outcomes, k))
+  assert evaluate.pass_at_k(right, samples, k) == pytest.approx(np.mean([max(s) for s in subsets]))
+
+
+def row(*grades):
+  samples = [Sample(str(g.answer)) for g in grades]
+  return evaluate.row_of(Problem("q", 7, "", "", "d"), samples, list(grades))
+
+
+def test_rows_vote_and_ungraded_rows_stand_apart():
+  right, wrong, none = Grade(True, "7"), Grade(False, "8"), Grade(False, None)
+  split = row(right, wrong, right, none)
+  assert (split["vote"], split["vote_correct"]) == ("7", True)
+  assert row(none, none)["vote"] is None and row(none, none)["vote_correct"] is False
+  rows = [split, row(wrong, wrong, right, wrong), row(Grade(None, "x"), right, right, right)]
+  out = evaluate.summarize(rows, 4)
+  assert (out["problems"], out["ungraded"]) == (3, 1)
+  assert out["pass@1"]["mean"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+  assert out["pass@2"]["mean"] == pytest.approx((5 / 6 + 3 / 6) / 2)
+  assert out["pass@4"]["mean"] == 1 and out["maj@4"]["mean"] == 0.5
+  assert out["unparsed"] == pytest.approx(1 / 12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("model")
+  model = MODELS["llama3"]
+  out, size = byte_level(path, lines=["How many pens has Tom?", "Tom has 5 pens."], vocab=300)
+  hf.export(str(out), random_params(model, size), model, size, dtype="float32",
+            source={"bos_token_id": 0, "eos_token_id": 1})  # fmt: skip
+  return str(out)
+
+
+def command(monkeypatch, *args):
+  monkeypatch.setattr(sys, "argv", ["evaluate", *args])
+  with jax.numpy_rank_promotion("allow"):
+    return evaluate.main()
+
+
+def test_answers_of_a_model_folder(folder, tmp_path, monkeypatch, capsys):
+  common = (f"--model={folder}", "--data=word_problems:", "--limit=3", "--batch=2", "--room=8",
+            "--shots=1", "--samples=2", "--temperature=1")  # fmt: skip
+  assert command(monkeypatch, *common, f"--out={tmp_path}/a") == 0
+  assert "maj@2" in capsys.readouterr().out
+  assert command(monkeypatch, *common, f"--out={tmp_path}/b") == 0
+  rows, again = (
+    [json.loads(line) for line in open(f"{tmp_path}/{x}/rows.jsonl", encoding="utf-8")]
+    for x in "ab"
+  )
+  assert rows == again and len(rows) == 3 and len(rows[0]["texts"]) == 2
+  summary = json.load(open(f"{tmp_path}/a/summary.json", encoding="utf-8"))
+  assert summary["problems"] == 3 and summary["data"] == {"word_problems": "2"}
+
+
+def test_strategies_are_executed_on_siblings(folder, tmp_path, monkeypatch):
+  args = (f"--model={folder}", "--data=word_problems:", "--limit=2", "--batch=2", "--room=8",
+          "--mode=strategy", "--siblings=2", "--strategy_room=6",
+          f"--out={tmp_path}/a")  # fmt: skip
+  assert command(monkeypatch, *args) == 0
+  rows = [json.loads(line) for line in open(f"{tmp_path}/a/rows.jsonl", encoding="utf-8")]
+  assert len(rows[0]["sibling_correct"]) == 2 and len(rows[0]["sibling_texts"]) == 2
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--data=word_problem:"], 'Did you mean "word_problems"'),
+    (["--split=idd"], 'Did you mean "id"'),
+    (["--samples=2"], "--samples=2 greedy samples are all the same"),
+    (["--siblings=2"], "give --mode=strategy"),
+    (["--mode=strategy", "--shots=2"], "--shots=2 are for --mode=plain"),
+    (["--limit=0"], "--limit=0 must be positive"),
+    (["--model=/nowhere"], "/nowhere holds no run"),
+  ],
+)
+def test_mistakes_are_named(folder, tmp_path, monkeypatch, capsys, flags, message):
+  args = [f"--model={folder}", "--data=word_problems:", "--limit=1", f"--out={tmp_path}/a", *flags]
+  assert command(monkeypatch, *args) == 1
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / "a").exists()
