@@ -7,6 +7,7 @@ numbers does not matter. The same key serves procedural problems and GSM8K.
 
 import ast
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable
 from fractions import Fraction
@@ -206,3 +207,74 @@ def part_of(plan: str, annotated: float, practice: float) -> str:
   if share < annotated:
     return "annotated"
   return "practice" if share < annotated + practice else "held_out"
+
+
+_NOUNS = {
+  "+": "the sum of",
+  "*": "the product of",
+  "-": "the difference of",
+  "/": "the quotient of",
+}
+
+
+def _operands(node: ast.BinOp) -> list[ast.expr]:
+  """Both sides of an operation; all terms of a sum, all factors of a product."""
+  if isinstance(node.op, ast.Mult):
+    return _factors(node)
+  plus, minus = _signed(node)
+  return [node.left, node.right] if minus or isinstance(node.op, ast.Div) else plus
+
+
+def sentence(plan: str) -> str | None:
+  """A plan as one English sentence; None where it is not a plan.
+
+  `q*q; r1-q` becomes "First take the product of a given number and a given number; then the
+  difference of result 1 and a given number."
+  """
+
+  def phrase(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+      return "a given number" if node.id == "q" else f"result {node.id[1:]}"
+    if isinstance(node, ast.UnaryOp):
+      return f"minus {phrase(node.operand)}"
+    if isinstance(node, ast.BinOp):
+      noun = _NOUNS[_OPERATORS[type(node.op)]]
+      *first, last = map(phrase, _operands(node))
+      return f"{noun} {', '.join(first)} and {last}"
+    return str(node.value)
+
+  normal = normalize_plan(plan)
+  if not normal:
+    return None
+  steps = [phrase(_tree(step)) for step in normal.split(";")]
+  return f"First take {'; then '.join(steps)}."
+
+
+def outcomes(plan: str, numbers: Iterable[Fraction | int], most: int = 50_000) -> set[Fraction]:
+  """The results that a plan can give on a problem's numbers: one for each way to choose its q's.
+
+  Empty where there are more than `most` ways, or the plan cannot be carried out.
+  """
+  steps = [_tree(step) for step in plan.split(";")]
+  numbers = sorted({Fraction(n) for n in numbers})
+  slots = len(re.findall(r"\bq\b", plan))
+  if None in steps or len(numbers) ** slots > most:
+    return set()
+  found = set()
+  for chosen in itertools.product(numbers, repeat=slots):
+    queue, results = iter(chosen), []
+
+    def leaf(name: str) -> Fraction | None:
+      if name == "q":
+        return next(queue)  # noqa: B023
+      place = int(name[1:]) - 1
+      return results[place] if place < len(results) else None  # noqa: B023
+
+    for tree in steps:
+      value = _value(tree, leaf)
+      if value is None:
+        break
+      results.append(value)
+    else:
+      found.add(results[-1])
+  return found

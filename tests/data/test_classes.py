@@ -97,3 +97,31 @@ def test_parts_keep_their_shares_and_their_members():
   for part, share in (("annotated", 0.35), ("practice", 0.35), ("held_out", 0.3)):
     assert abs(parts.count(part) / 4000 - share) < 0.03
   assert classes.part_of("q*q; r1-q", 0.35, 0.35) == "practice"
+
+
+@pytest.mark.parametrize(
+  "plan, text",
+  [
+    ("q*q", "First take the product of a given number and a given number."),
+    ("q*2; r1-q", "First take the product of 2 and a given number; then the difference of result 1 "
+     "and a given number."),
+    ("q+q+q", "First take the sum of a given number, a given number and a given number."),
+    ("q/(q+q)", "First take the quotient of a given number and the sum of a given number and a "
+     "given number."),
+    ("q-q-q", "First take the difference of the difference of a given number and a given number "
+     "and a given number."),
+  ],
+)  # fmt: skip
+def test_plans_as_sentences(plan, text):
+  assert classes.sentence(plan) == text
+
+
+def test_what_is_no_plan_has_no_sentence():
+  assert classes.sentence("twice as many") is None and classes.sentence("") is None
+
+
+def test_outcomes_are_all_choices_of_numbers():
+  assert classes.outcomes("q-q; r1*10", [5, 3]) == {0, 20, -20}
+  assert classes.outcomes("q/q", [0, 2]) == {0, 1}  # a division by zero gives nothing
+  assert classes.outcomes("q*q*q", range(100), most=1000) == set()
+  assert classes.outcomes("r2*q", [5]) == set()
