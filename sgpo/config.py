@@ -84,6 +84,14 @@ class Room:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+  """Low-rank adapters, trained instead of the model's parameters and merged behind each stage."""
+
+  rank: int = 0  # 0 = the parameters themselves are trained
+  alpha: float = 16.0  # the adapters' product counts alpha / rank
+
+
+@dataclasses.dataclass(frozen=True)
 class Sft:
   """The supervised cold start."""
 
@@ -195,6 +203,7 @@ class Config:
   model: Model = Model()
   data: Data = Data()
   room: Room = Room()
+  lora: Lora = Lora()
   sft: Sft = Sft()
   sgpo: Sgpo = Sgpo()
   reward: Reward = Reward()
@@ -259,13 +268,13 @@ _POSITIVE = (
   "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
   "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
   "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials "
-  "bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p model.rope.theta "
+  "lora.alpha bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p model.rope.theta "
   "model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
   "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
   "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap sgpo.clip_low sgpo.clip_high "
-  "model.window model.global_every model.attention_cap model.logit_cap model.query_scale "
+  "lora.rank model.window model.global_every model.attention_cap model.logit_cap model.query_scale "
   "model.rope.local_theta model.rope.gain"
 ).split()
 _SHARES = (

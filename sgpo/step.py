@@ -227,6 +227,7 @@ def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbo
   whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference)
   counts = tuple(mask.sum() for mask in loss_masks(rollout))
   loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
+  loss_fn = updates.on_policy(loss_fn, state, config)
 
   def epoch(state, _):
     grads, metrics = updates.gradients(loss_fn, state.params, whole, config.sgpo.microbatches)
@@ -325,7 +326,7 @@ def collect(
     state, families, retrieve_key, lm=lm, config=config, symbols=symbols
   )
   rollout = policy.rollout(
-    lm, state.params, families.prompt_PJT, families.length_PJ, rollout_key,
+    lm, updates.policy_params(state, config), families.prompt_PJT, families.length_PJ, rollout_key,
     group=config.sgpo.strategies, room=config.room, symbols=symbols, sampling=config.sampling,
   )  # fmt: skip
   return Collected(families, retrieval, rollout)
@@ -341,7 +342,8 @@ def learn(
   rollout for people to read.
   """
   families, retrieval, rollout = collected.families, collected.retrieval, collected.rollout
-  r = reward(state.params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  params = updates.policy_params(state, config)
+  r = reward(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   r = jax.lax.stop_gradient(r)
   state, metrics = update(
     state, families, rollout, r, lm=lm, optimizer=optimizer, config=config, symbols=symbols

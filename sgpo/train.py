@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sgpo import bank as bank_lib
-from sgpo import bank_io, bootstrap, files, folder, graders, policy, report, sharding
+from sgpo import bank_io, bootstrap, files, folder, graders, policy, report, sharding, updates
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
@@ -268,6 +269,15 @@ def finish_stage(run: Run, state: TrainState, stage: int, global_step: int) -> N
 # --- the whole ------------------------------------------------------------------------------
 
 
+def _merged(state: TrainState, config: config_lib.Config) -> TrainState:
+  """The state with the policy's own parameters, whatever was trained."""
+  if not config.lora.rank:
+    return state
+  shardings = jax.tree.map(lambda x: x.sharding, state.reference)
+  merge = jax.jit(partial(updates.policy_params, config=config), out_shardings=shardings)
+  return state.replace(params=merge(state))
+
+
 def _resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
   """The position and state of the newest whole checkpoint, or the start."""
   if not run.checkpointer.steps:
@@ -366,7 +376,7 @@ def load(workdir: str) -> Loaded:
   _, state = _resume(run, jax.eval_shape(init, jax.random.key(0)))
   if state is None:
     raise ValueError(f"{workdir} has no checkpoint yet")
-  return Loaded(config, run.dataset, run.tokenizer, state)
+  return Loaded(config, run.dataset, run.tokenizer, _merged(state, config))
 
 
 def run(config: config_lib.Config, workdir: str) -> str:
@@ -415,6 +425,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
           state = jax.device_put(method.prepare(state), shardings)
         state = run_stage(r, state, position, offset, caught)
         offset += method.steps
+        state = _merged(state, config)
         with on_signal(leave):  # all is saved: evaluation need not be waited for
           finish_stage(r, state, stage, offset)
         params, state = state.params, None

@@ -108,9 +108,9 @@ class TrainState:
   """All that a run remembers, one pytree."""
 
   step: jax.Array  # int32 []
-  params: Any
+  params: Any  # what is trained: the model's, or low-rank adapters of `reference`
   opt_state: Any
-  reference: Any  # frozen parameters of the stage's start, or () in supervised stages
+  reference: Any  # frozen parameters of the stage's start; () in supervised stages without adapters
   bank: Any  # sgpo.bank.Bank, or () in supervised stages
   skipped: jax.Array  # int32 [], updates skipped for non-finite gradients
 

@@ -1,4 +1,4 @@
-"""From a loss to the next parameters: gradients in pieces of a batch, and one optimiser step."""
+"""What is trained, and from a loss to the next of it: gradients in pieces, one optimiser step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sgpo.config import Config
+from sgpo.models import lora
 from sgpo.types import TrainState
+
+
+def trained(params: Any, config: Config) -> Any:
+  """What a stage that starts from `params` trains: themselves, or adapters of them. Pure."""
+  if not config.lora.rank:
+    return params
+  return lora.init(params, config.lora.rank, jax.random.key(config.seed))
+
+
+def policy_params(state: TrainState, config: Config) -> Any:
+  """The parameters of the policy: those trained, or the reference with its adapters. Pure."""
+  if not config.lora.rank:
+    return state.params
+  return lora.merge(state.reference, state.params, config.lora.alpha)
+
+
+def on_policy(loss_fn: Callable, state: TrainState, config: Config) -> Callable:
+  """A loss of the policy's parameters as one of what is trained."""
+  if not config.lora.rank:
+    return loss_fn
+  return lambda params, batch: loss_fn(policy_params(state.replace(params=params), config), batch)
 
 
 def gradients(loss_fn: Callable, params: Any, batch: Any, pieces: int) -> tuple[Any, dict]:

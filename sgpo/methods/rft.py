@@ -51,11 +51,12 @@ def learn(
 ) -> tuple[TrainState, dict]:  # fmt: skip
   """Imitates the correct trajectories of flattened families. Pure."""
   families, rollout = collected.families, collected.rollout
-  r = step_lib.reward(state.params, families, rollout, grades, lm=lm, config=config,
-                      symbols=symbols)  # fmt: skip
+  params = updates.policy_params(state, config)
+  r = step_lib.reward(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   piece = step_lib.Piece(families, rollout, r.correct_PGJ[:, :, 0], r.correct_PGJ, None)
   count = sum(mask.sum() for mask in kept(rollout, piece.advantage_PG))
   bound = partial(loss_fn, count=count, lm=lm, config=config, symbols=symbols)
+  bound = updates.on_policy(bound, state, config)
   grads, metrics = updates.gradients(bound, state.params, piece, config.sgpo.microbatches)
   state, more = updates.apply_gradients(state, grads, optimizer)
   metrics |= more | step_lib.rollout_metrics(collected.retrieval, rollout, r, 0)

@@ -56,6 +56,7 @@ def sft_step(
   del key
   counts = tuple(mask.sum() for mask in masks(examples, config, symbols))
   bound = partial(loss_fn, counts=counts, lm=lm, config=config, symbols=symbols)
+  bound = updates.on_policy(bound, state, config)
   grads, metrics = updates.gradients(bound, state.params, examples, config.sft.microbatches)
   state, more = updates.apply_gradients(state, grads, optimizer)
   return state.replace(step=state.step + 1), metrics | more
@@ -69,11 +70,12 @@ def schedule(learning_rate: float, warmup: int, steps: int) -> optax.Schedule:
   return lambda n: rate(n + 1)
 
 
-def initial_state(params, optimizer: optax.GradientTransformation) -> TrainState:
-  """A state without bank and reference. Pure."""
-  zero = jnp.zeros((), jnp.int32)
+def initial_state(params, optimizer: optax.GradientTransformation, config: Config) -> TrainState:
+  """A state without bank, and without reference unless adapters need it. Pure."""
+  zero, trained = jnp.zeros((), jnp.int32), updates.trained(params, config)
+  reference = jax.tree.map(jnp.copy, params) if config.lora.rank else ()
   return TrainState(
-    step=zero, params=params, opt_state=optimizer.init(params), reference=(), bank=(),
+    step=zero, params=trained, opt_state=optimizer.init(trained), reference=reference, bank=(),
     skipped=zero,
   )  # fmt: skip
 
@@ -104,7 +106,7 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
 
   bound = dict(lm=lm, optimizer=optimizer, config=config, symbols=tokenizer.symbols)
   return Method(
-    init=partial(initial_state, optimizer=optimizer),
+    init=partial(initial_state, optimizer=optimizer, config=config),
     step=partial(sft_step, **bound),
     prepare=lambda state: state,
     batches=lambda seed: pipeline.example_batches(dataset, tokenizer, config, seed),

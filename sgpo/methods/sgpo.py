@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import bootstrap, policy
+from sgpo import bootstrap, policy, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.data import pipeline
@@ -57,10 +57,11 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
     bank = ()
     if config.bank.capacity:
       bank = policy.empty_bank(config)
+    trained = updates.trained(params, config)
     return TrainState(
       step=zero,
-      params=params,
-      opt_state=optimizer.init(params),
+      params=trained,
+      opt_state=optimizer.init(trained),
       reference=jax.tree.map(jnp.copy, params),
       bank=bank,
       skipped=zero,
