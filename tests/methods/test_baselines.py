@@ -1,0 +1,101 @@
+"""GRPO, expert iteration and more supervised training: what each pays, imitates and reads."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgpo import config as config_lib
+from sgpo import policy, rewards, step
+from sgpo.data import make_dataset
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.methods import grpo, rft, sft
+from sgpo.models import transformer
+from tests.test_step import CORRECT, G, K, P, V, config, fake_rollout, make_families  # noqa: F401
+
+J = 1 + K
+
+
+@pytest.fixture
+def flat(config, symbols):  # noqa: F811
+  """(configuration, families, rollout) of P * J problems alone, with correctness by hand."""
+  families = make_families()
+  rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
+  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
+  rollout = policy.Rollout(
+    strategy=jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), rollout.strategy),
+    execution=jax.tree.map(alone, rollout.execution),
+  )
+  return grpo.outcome_only(config), grpo.flatten(families), rollout
+
+
+def test_families_become_problems_alone():
+  families = make_families()
+  flat = grpo.flatten(families)
+  assert flat.prompt_PJT.shape == (P * J, 1, families.prompt_PJT.shape[-1])
+  for p in range(P):
+    for j in range(J):
+      np.testing.assert_array_equal(flat.prompt_PJT[p * J + j, 0], families.prompt_PJT[p, j])
+      assert flat.answer_PJ[p * J + j, 0] == families.answer_PJ[p, j]
+      assert flat.domain_P[p * J + j] == families.domain_P[p]
+  golds = families.replace(gold_PJU=jnp.arange(P * J * 4, dtype=jnp.uint8).reshape(P, J, 4))
+  np.testing.assert_array_equal(grpo.flatten(golds).gold_PJU[:, 0], golds.gold_PJU.reshape(-1, 4))
+
+
+def test_grpo_pays_the_outcome_to_the_whole_trajectory(flat, symbols):
+  config, families, rollout = flat  # noqa: F811
+  assert config.bank.capacity == 0 and (config.sgpo.sources, config.sgpo.siblings) == (P * J, 0)
+  lm = transformer.make_lm(config.model, V)
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  correct = np.asarray(grades.correct)[:, 0]
+  np.testing.assert_allclose(r.reward_PG, correct)
+  strategy, execution, zero = step.advantages(r, divide_by_std=False)
+  np.testing.assert_allclose(strategy, correct - correct.mean(1, keepdims=True), atol=1e-6)
+  np.testing.assert_allclose(execution[:, :, 0], strategy, atol=1e-6)
+  assert zero.tolist() == [len(set(row)) == 1 for row in correct.tolist()]
+
+
+def test_expert_iteration_imitates_correct_trajectories_alone(flat, symbols):
+  config, families, rollout = flat  # noqa: F811
+  lm = transformer.make_lm(config.model, V)
+  params = lm.init(jax.random.key(3))
+  correct = np.asarray(
+    rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols).correct
+  )[:, 0]
+  assert 0 < correct.sum() < correct.size
+  piece = step.Piece(
+    families, rollout, jnp.asarray(correct), jnp.asarray(correct)[:, :, None], None
+  )
+  count = sum(mask.sum() for mask in rft.kept(rollout, piece.advantage_PG))
+  loss = functools.partial(rft.loss_fn, count=count, lm=lm, config=config, symbols=symbols)
+  scores = policy.score(
+    lm, params, families.prompt_PJT, families.length_PJ, rollout, symbols=symbols, temperature=1.0
+  )
+  mask_s, mask_e = step.loss_masks(rollout)
+  total, tokens = 0.0, 0
+  for n, g in zip(*np.nonzero(correct), strict=True):
+    kept_s, kept_e = np.asarray(mask_s[n, g]), np.asarray(mask_e[n, 0, g])
+    total -= np.asarray(scores.strategy_logp)[n, g][kept_s].sum()
+    total -= np.asarray(scores.execution_logp)[n, 0, g][kept_e].sum()
+    tokens += kept_s.sum() + kept_e.sum()
+  assert loss(params, piece)[0] == pytest.approx(total / tokens, rel=1e-5)
+  none = dataclasses.replace(piece, advantage_PG=jnp.zeros_like(piece.advantage_PG))
+  grads = jax.grad(lambda p: loss(p, none)[0])(params)
+  assert all(not np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_more_supervised_steps_are_as_many_and_as_large():
+  config = config_lib.Config(  # noqa: F811
+    data=config_lib.Data(worked_examples=40),
+    room=config_lib.Room(prompt=96, strategy=32, execution=64),
+    sgpo=config_lib.Sgpo(steps=7, sources=2, siblings=1, strategies=3, learning_rate=3e-4),
+  )
+  dataset = make_dataset(config.data)
+  tokenizer = Tokenizer.train(dataset.texts(), config.data.vocab_size)
+  method = sft.make_more(config, dataset, tokenizer, None)
+  assert method.steps == 7
+  assert next(method.batches(0)).prompt_BT.shape == (2 * 2 * 3, 96)
