@@ -1,6 +1,6 @@
 """What the presets of configs/gsm8k.py need, from shapes alone: no weights, no accelerator.
 
-python -m experiments.gsm8k.memory [--devices=1,8,32] [--compile=qwen3-0.6b]
+python -m experiments.gsm8k.memory [--devices=1,8,32] [--lora=16] [--compile=qwen3-0.6b]
 """
 
 import argparse
@@ -28,6 +28,13 @@ class _Tokens:
       pad=0, bos=1, eos=2, strategy=3, execute=4, hint=5, digits=tuple(range(6, 16)),
       add=16, sub=17, mul=18, div=19, equals=20, open=21, close=22, answer=23, space=24,
     )  # fmt: skip
+
+
+def preset_config(preset: str, lora: int) -> config_lib.Config:
+  """The configuration of a preset, with adapters of a rank."""
+  config = gsm8k.get_config(preset)
+  config.lora.rank = lora
+  return config_lib.read(config)
 
 
 def abstract_state(config: config_lib.Config):
@@ -79,10 +86,11 @@ def main() -> int:
     "--devices", default="1,8,32", help="numbers of devices, data x model = n x 1"
   )
   parser.add_argument("--compile", default="", help="a preset whose step is compiled here")
+  parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains everything")
   args = parser.parse_args()
   counts = [int(n) for n in args.devices.split(",")]
   if args.compile:
-    config = config_lib.read(gsm8k.get_config(args.compile))
+    config = preset_config(args.compile, args.lora)
     state, other = compiled_bytes(config)
     print(f"{args.compile}: arguments {state / GIB:.1f} GiB, other buffers {other / GIB:.1f} GiB")
     return 0
@@ -90,9 +98,9 @@ def main() -> int:
   print(f"| preset | parameters | keys and values | state a device, {heads} |")
   print("|---|---|---|" + "---|" * len(counts))
   for preset in gsm8k.SIZES:
-    config = config_lib.read(gsm8k.get_config(preset))
+    config = preset_config(preset, args.lora)
     _, state = abstract_state(config)
-    number = sum(x.size for x in jax.tree.leaves(state.params))
+    number = sum(x.size for x in jax.tree.leaves(state.reference))
     meshes = [jax.sharding.AbstractMesh((n, 1), ("data", "model")) for n in counts]
     cells = [f"{bytes_per_device(state, mesh) / GIB:.1f} GiB" for mesh in meshes]
     print(
