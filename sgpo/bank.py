@@ -316,33 +316,39 @@ def candidates(
   tokens_PGS: jax.Array,
   length_PG: jax.Array,
   closed_PG: jax.Array,
-  correct_PGJ: jax.Array,
+  successes_PG: jax.Array,
+  trials_PG: jax.Array,
   embedding_PD: jax.Array,
   domain_P: jax.Array,
   source_P: jax.Array,
+  members: int = 1,
 ) -> Entries:
   """The strategies of a rollout as candidates, C = P * G. Pure.
 
-  Equal strategies of one group are one candidate, the first of them: its successes are summed
-  over the siblings (j >= 1) after averaging over its copies, and its trials are the number of
-  siblings, because repeated executions of one strategy on one problem are not independent.
+  Equal strategies of one group are one candidate, the first of them: its successes are the mean
+  over its copies, because repeated executions of one strategy on one problem are not independent.
   Valid are closed strategies that are not empty; those that helped no sibling count against an
   entry of theirs, but `add` lets them in as none.
 
   Args:
     length_PG: tokens without the closing symbol.
     closed_PG: bool, the closing symbol was written.
-    correct_PGJ: 0 or 1, the source first.
+    successes_PG, trials_PG: executions on siblings.
+    members: so many sources one after another are one family, whose equal strategies share their
+      executions: they are one candidate, too.
   """
   P, G, S = tokens_PGS.shape
-  siblings = correct_PGJ.shape[2] - 1
   tokens_PGS = jnp.where(within(length_PG, S), tokens_PGS, 0)
   same_PGG = (tokens_PGS[:, :, None] == tokens_PGS[:, None]).all(-1)
   same_PGG &= length_PG[:, :, None] == length_PG[:, None]
   same_PGG &= (closed_PG[:, :, None] & closed_PG[:, None]) | jnp.eye(G, dtype=bool)[None]
-  total_PG = jnp.where(same_PGG, correct_PGJ[:, None, :, 1:].sum(-1), 0).sum(-1)
-  successes_PG = total_PG.astype(jnp.float32) / same_PGG.sum(-1)
+  mean = lambda x_PG: jnp.where(same_PGG, x_PG[:, None], 0).sum(-1) / same_PGG.sum(-1)
   first_PG = same_PGG.argmax(-1) == jnp.arange(G)[None]
+  usable_PG = first_PG & closed_PG & (length_PG > 0)
+  family = lambda x: x.reshape(P // members, members * G, *x.shape[2:])
+  twin = (family(tokens_PGS)[:, :, None] == family(tokens_PGS)[:, None]).all(-1)
+  twin &= family(usable_PG)[:, None]
+  usable_PG &= (twin.argmax(-1) == jnp.arange(members * G)[None]).reshape(P, G)
   flat = lambda x: x.reshape(P * G, *x.shape[2:])
   spread = lambda x: jnp.repeat(x, G, axis=0)
   return Entries(
@@ -350,8 +356,8 @@ def candidates(
     length_C=flat(length_PG),
     embedding_CD=spread(embedding_PD),
     domain_C=spread(domain_P),
-    successes_C=flat(successes_PG),
-    trials_C=jnp.full((P * G,), siblings, jnp.float32),
+    successes_C=flat(mean(successes_PG)),
+    trials_C=flat(mean(trials_PG)),
     source_C=spread(source_P),
-    valid_C=flat(first_PG & closed_PG & (length_PG > 0)),
+    valid_C=flat(usable_PG),
   )

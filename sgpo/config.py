@@ -111,6 +111,7 @@ class Sgpo:
   steps: int = 100
   sources: int = 32  # P
   siblings: int = 3  # K
+  pooled: bool = False  # siblings write strategies themselves; equal ones share their outcomes
   strategies: int = 4  # G
   learning_rate: float = 1e-4
   warmup: int = 5
@@ -248,6 +249,19 @@ def _freeze(cls: type, values: Any, path: str) -> Any:
       )
     out[name] = value
   return cls(**out)
+
+
+def read_run(values: dict) -> Config:
+  """The configuration of a run's config.json; keys that it is too old to know have defaults."""
+
+  def fill(known: dict, given: dict) -> dict:
+    inner = lambda name, default: (
+      fill(default, given[name]) if isinstance(default, dict) else given[name]
+    )
+    filled = {name: inner(name, x) if name in given else x for name, x in known.items()}
+    return filled | {name: x for name, x in given.items() if name not in known}
+
+  return read(ml_collections.ConfigDict(fill(dataclasses.asdict(Config()), values)))
 
 
 def read(config: ml_collections.ConfigDict) -> Config:

@@ -52,8 +52,11 @@ def make(config: config_lib.Config, workdir: str) -> None:
     if not os.access(workdir, os.W_OK):
       raise ValueError(f"--workdir={workdir} cannot be written: no permission")
     mine = {k: v for k, v in as_json(config).items() if k not in FREE}
-    theirs = {k: v for k, v in files.read_json(path).items() if k not in FREE}
-    changed = differences(theirs, mine)
+    try:
+      theirs = as_json(config_lib.read_run(files.read_json(path)))
+    except ValueError:  # of another version: the differences say it best
+      theirs = files.read_json(path)
+    changed = differences({k: v for k, v in theirs.items() if k not in FREE}, mine)
     if changed:
       raise ValueError(
         f"{workdir} holds a run of another configuration:\n  " + "\n  ".join(changed)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sgpo.models.calculator import digit_value
-from sgpo.types import NO_NUMBER, Segment, Symbols
+from sgpo.types import NO_NUMBER, Segment, Symbols, within
 
 MAX_DIGITS = 9  # what fits int32
 
@@ -87,6 +87,22 @@ def no_leak(
   own_PM = jnp.concatenate([numbers_PM, answer_P[:, None]], 1)
   same = written_PGS[..., None] == own_PM[:, None, None, :]
   return 1.0 - (same & (written_PGS[..., None] != NO_NUMBER)).any((-1, -2)).astype(jnp.float32)
+
+
+def pooled(strategy: Segment, correct_NG: jax.Array, members: int) -> tuple[jax.Array, jax.Array]:
+  """(successes_NG, trials_NG) of each strategy on its siblings, where all of them write strategies.
+
+  Counted are the executions of the family's other members behind the same strategy, to the token.
+  N counts members, families of `members` one after another.
+  """
+  G, S = strategy.tokens_BL.shape[1:]
+  family = lambda x: x.reshape(-1, members * G, *x.shape[2:])
+  tokens = jnp.where(within(strategy.length_B, S), strategy.tokens_BL, NO_NUMBER)
+  same = (family(tokens)[:, :, None] == family(tokens)[:, None]).all(-1)
+  member = jnp.arange(members * G) // G
+  other = (same & (member[:, None] != member[None])[None]).astype(jnp.float32)
+  successes = (other * family(correct_NG)[:, None]).sum(-1)
+  return successes.reshape(correct_NG.shape), other.sum(-1).reshape(correct_NG.shape)
 
 
 def operators(tokens_BL: jax.Array, symbols: Symbols) -> tuple[jax.Array, jax.Array]:

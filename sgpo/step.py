@@ -50,10 +50,25 @@ class Rewards:
   correct_PGJ: jax.Array
   parsed_PGJ: jax.Array
   transfer_PG: jax.Array  # mean over the siblings; 0 without siblings
+  successes_PG: jax.Array  # right answers of siblings behind `transfer_PG`
+  trials_PG: jax.Array  # their executions
   form_PG: jax.Array
   leak_PG: jax.Array
   agreement_PG: jax.Array  # mean over the family
   faithfulness_PG: jax.Array
+
+
+def flatten(families: Families) -> Families:
+  """P families of J problems as P * J families of one problem."""
+  P, J = families.length_PJ.shape
+  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
+  repeat = lambda x: x.repeat(J, axis=0)
+  return Families(
+    prompt_PJT=alone(families.prompt_PJT), length_PJ=alone(families.length_PJ),
+    answer_PJ=alone(families.answer_PJ), numbers_PJM=alone(families.numbers_PJM),
+    domain_P=repeat(families.domain_P), source_P=repeat(families.source_P),
+    gold_PJU=None if families.gold_PJU is None else alone(families.gold_PJU),
+  )  # fmt: skip
 
 
 def retrieve(
@@ -80,9 +95,9 @@ def retrieve(
   return families, Retrieval(query_PD, hits, used_PR)
 
 
-def _foreign_logp(params, families: Families, rollout, *, lm, symbols, temperature):
-  """log pi(e | x_0, s') of the sources' executions behind the strategy of the next source."""
-  segment = lambda x: jnp.roll(x, 1, axis=0)
+def _foreign_logp(params, families: Families, rollout, apart: int, *, lm, symbols, temperature):
+  """log pi(e | x_0, s') of the sources' executions behind the strategy of a source `apart`."""
+  segment = lambda x: jnp.roll(x, apart, axis=0)
   _, hidden_PGED = policy.hidden_segments(
     lm, params, families.prompt_PJT[:, 0], families.length_PJ[:, 0],
     segment(rollout.strategy.tokens_BL), segment(rollout.strategy.length_B),
@@ -104,7 +119,15 @@ def reward(
   correct_PGJ = grades.correct.swapaxes(1, 2)
   own_PG = correct_PGJ[:, :, 0]
   siblings = correct_PGJ.shape[2] - 1
-  transfer_PG = correct_PGJ[:, :, 1:].mean(-1) if siblings else jnp.zeros_like(own_PG)
+  if config.sgpo.pooled:
+    members = config.sgpo.siblings + 1
+    successes_PG, trials_PG = rewards.pooled(rollout.strategy, own_PG, members)
+    # without evidence from others, its own answer stands for them
+    transfer_PG = jnp.where(trials_PG > 0, successes_PG / jnp.maximum(trials_PG, 1), own_PG)
+  else:
+    successes_PG = correct_PGJ[:, :, 1:].sum(-1)
+    trials_PG = jnp.full_like(own_PG, siblings)
+    transfer_PG = successes_PG / max(siblings, 1)
   form_PG = rewards.form(rollout.strategy)
   leak_PG = 1 - rewards.no_leak(
     rollout.strategy, families.answer_PJ[:, 0], families.numbers_PJM[:, 0], symbols
@@ -114,8 +137,9 @@ def reward(
   if w.faithfulness:
     own_logp = rollout.execution.logp_BL[:, 0]
     other_logp = _foreign_logp(
-      params, families, rollout, lm=lm, symbols=symbols, temperature=config.sampling.temperature
-    )
+      params, families, rollout, config.sgpo.siblings + 1 if config.sgpo.pooled else 1,
+      lm=lm, symbols=symbols, temperature=config.sampling.temperature,
+    )  # fmt: skip
     mask = _written(rollout.execution)[:, 0] & ~rollout.execution.forced_BL[:, 0]
     faithfulness_PG = rewards.faithfulness(own_logp, other_logp, mask)
   reward_PG = (
@@ -132,6 +156,8 @@ def reward(
     correct_PGJ,
     parsed_PGJ,
     transfer_PG,
+    successes_PG,
+    trials_PG,
     form_PG,
     leak_PG,
     agreement_PG,
@@ -148,9 +174,11 @@ def advantages(r: Rewards, divide_by_std: bool) -> tuple[jax.Array, jax.Array, j
   """(strategy_PG, execution_PGJ, zero_std_P).
 
   A strategy answers for its reward, an execution for its own problem alone. A group whose raw
-  correctness varies on no problem teaches its strategies nothing, whatever the shaping terms say.
+  correctness varies on no problem, siblings included, teaches its strategies nothing, whatever the
+  shaping terms say.
   """
   zero_std_P = (r.correct_PGJ.max(1) == r.correct_PGJ.min(1)).all(-1)
+  zero_std_P &= r.transfer_PG.max(1) == r.transfer_PG.min(1)
   strategy_PG = losses.group_advantages(r.reward_PG, 1, divide_by_std)
   strategy_PG = jnp.where(zero_std_P[:, None], 0.0, strategy_PG)
   return strategy_PG, losses.group_advantages(r.correct_PGJ, 1, divide_by_std), zero_std_P
@@ -253,10 +281,12 @@ def remember(
     rollout.strategy.tokens_BL,
     rollout.strategy.length_B - 1,
     r.form_PG > 0,
-    r.correct_PGJ,
+    r.successes_PG,
+    r.trials_PG,
     retrieval.query_PD,
     families.domain_P,
     families.source_P,
+    config.sgpo.siblings + 1 if config.sgpo.pooled else 1,
   )
   rules = dict(admit=c.admit, min_trials=c.min_trials, merge=c.merge)
   if retrieval.hits is None:
@@ -310,6 +340,7 @@ def rollout_metrics(retrieval: Retrieval, rollout, r: Rewards, siblings: int) ->
   out["rollout/guided_gain"] = out["rollout/guided_accuracy"] - out["rollout/unguided_accuracy"]
   if siblings:
     out["rollout/transfer"] = r.transfer_PG.mean()
+    out["rollout/trials"] = r.trials_PG.mean()
   return out
 
 
@@ -321,6 +352,8 @@ def collect(
   lm: LM, config: Config, symbols: Symbols,
 ) -> Collected:  # fmt: skip
   """Retrieves, and samples strategies and executions. Pure."""
+  if config.sgpo.pooled:
+    families = flatten(families)
   retrieve_key, rollout_key = jax.random.split(key)
   families, retrieval = retrieve(
     state, families, retrieve_key, lm=lm, config=config, symbols=symbols

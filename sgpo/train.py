@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -303,9 +302,7 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
     return config
   known = [d for d in (workdir, config.init_from) if os.path.isdir(os.path.join(d, TOKENIZER))]
   if known:
-    there = config_lib.read(
-      ml_collections.ConfigDict(files.read_json(os.path.join(known[0], "config.json")))
-    )
+    there = config_lib.read_run(files.read_json(os.path.join(known[0], "config.json")))
     model, vocab = there.model, there.data.vocab_size
   elif folder.is_model(config.init_from):
     model, vocab = hf.read_config(config.init_from)
@@ -367,7 +364,7 @@ def load(workdir: str) -> Loaded:
   if not os.path.exists(path):
     raise ValueError(f"{workdir} holds no run: config.json is missing")
   try:
-    config = config_lib.read(ml_collections.ConfigDict(files.read_json(path)))
+    config = config_lib.read_run(files.read_json(path))
   except ValueError as error:
     raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
   config = dataclasses.replace(config, mesh=(1, 1), init_from="")

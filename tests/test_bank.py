@@ -299,8 +299,9 @@ def test_candidates_average_copies_and_count_siblings():
   closed = jnp.array([[True, True, True, False, True, False]])
   # Columns: the source, then three siblings.
   correct = [[1, 1, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]
+  successes = jnp.array([correct], jnp.float32)[:, :, 1:].sum(-1)
   out = bank_lib.candidates(
-    tokens, length, closed, jnp.array([correct], jnp.float32),
+    tokens, length, closed, successes, jnp.full((1, 6), 3.0),
     jnp.ones((1, D)), jnp.array([2]), jnp.array([5]),
   )  # fmt: skip
   assert out.valid_C.tolist() == [True, False, True, False, False, False]
@@ -391,3 +392,15 @@ def test_failures_count_against_an_entry_but_make_none():
   assert report["merged"] == 1 and float(bank.trials_N.sum()) == 16
   bank, _ = ADD(bank, entries([bad]), jnp.int32(2))
   assert (bank.status_N == bank_lib.ACTIVE).sum() == 0
+
+
+def test_candidates_of_a_family_that_shares_its_executions_are_one():
+  tokens = jnp.array([[[1, 2, 4], [3, 4, 0]], [[3, 4, 0], [1, 2, 4]], [[1, 2, 4], [3, 4, 0]]])
+  tokens = jnp.concatenate([tokens, tokens[:1]])  # two families of two members
+  length = (tokens != 0).sum(-1) - 1
+  out = bank_lib.candidates(
+    tokens, length, jnp.ones((4, 2), bool), jnp.ones((4, 2)), jnp.full((4, 2), 2.0),
+    jnp.ones((4, D)), jnp.zeros(4, jnp.int32), jnp.arange(4), members=2,
+  )  # fmt: skip
+  assert out.valid_C.reshape(4, 2).tolist() == [[True, True], [False, False]] * 2
+  assert out.trials_C.tolist() == [2] * 8

@@ -87,3 +87,15 @@ def test_agreement_compares_operators_in_order(symbols):
   zero = jnp.zeros(tokens.shape)
   execution = Segment(tokens, zero, jnp.full((1, 1, 4), 4), zero > 0, zero[..., 0] > 0)
   np.testing.assert_array_equal(rewards.agreement(strategy, execution, s), [[[1, 0, 0, 0]]])
+
+
+def test_equal_strategies_of_a_family_share_their_outcomes(symbols):
+  # Two families of two members with two strategies each; what stands behind the end is noise.
+  tokens = jnp.array([[[30, 4, 7], [31, 4, 7]], [[31, 4, 8], [31, 4, 9]],
+                      [[30, 4, 7], [32, 4, 7]], [[33, 4, 8], [34, 4, 8]]])  # fmt: skip
+  zero = jnp.zeros(tokens.shape)
+  strategy = Segment(tokens, zero, jnp.full((4, 2), 2), zero > 0, zero[..., 0] > 0)
+  correct = jnp.array([[1.0, 0], [1, 0], [1, 1], [0, 1]])
+  successes, trials = rewards.pooled(strategy, correct, 2)
+  assert trials.tolist() == [[0, 2], [1, 1], [0, 0], [0, 0]]  # own executions do not count
+  assert successes.tolist() == [[0, 1], [0, 0], [0, 0], [0, 0]]

@@ -279,3 +279,30 @@ def test_without_bank_and_siblings_it_is_a_group_baseline(config, symbols):
   got = scalars(metrics)
   assert got["rollout/executions"] == P * G
   assert "bank/size" not in got and "rollout/transfer" not in got
+
+
+def test_pooled_families_write_strategies_on_every_member(config, symbols):
+  config = dataclasses.replace(
+    config, sgpo=dataclasses.replace(config.sgpo, pooled=True),
+    sampling=config.sampling.replace(temperature=0.3),  # so that some strategies are equal
+  )  # fmt: skip
+  optimizer = optax.adam(1e-3)
+  state = make_state(config, optimizer, symbols)
+  lm = transformer.make_lm(config.model, V)
+  collected = step.collect(
+    state, make_families(), jax.random.key(5), lm=lm, config=config, symbols=symbols
+  )
+  assert collected.rollout.strategy.tokens_BL.shape == (P * (1 + K), G, S)
+  assert collected.rollout.execution.tokens_BL.shape == (P * (1 + K), 1, G, E)
+  families, rollout = collected.families, collected.rollout
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  r = step.reward(state.params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  own, trials = r.correct_PGJ[:, :, 0], r.trials_PG
+  assert 0 < (trials > 0).mean() < 1
+  np.testing.assert_allclose(
+    r.transfer_PG, np.where(trials > 0, r.successes_PG / np.maximum(trials, 1), own), rtol=1e-6
+  )
+  after, metrics = bind(config, symbols, optimizer)(state, make_families(), jax.random.key(5))
+  assert metrics["rollout/trials"] == pytest.approx(float(trials.mean()))
+  assert metrics["bank/size"] > 0 and np.isfinite(metrics["train/loss"])
+  assert int(after.step) == 1

@@ -29,22 +29,12 @@ def outcome_only(config: Config) -> Config:
     reward=OUTCOME,
     bank=dataclasses.replace(config.bank, capacity=0),
     sgpo=dataclasses.replace(
-      config.sgpo, sources=config.sgpo.sources * (config.sgpo.siblings + 1), siblings=0
+      config.sgpo,
+      sources=config.sgpo.sources * (config.sgpo.siblings + 1),
+      siblings=0,
+      pooled=False,
     ),
   )
-
-
-def flatten(families: Families) -> Families:
-  """P families of J problems as P * J families of one problem."""
-  P, J = families.length_PJ.shape
-  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
-  repeat = lambda x: x.repeat(J, axis=0)
-  return Families(
-    prompt_PJT=alone(families.prompt_PJT), length_PJ=alone(families.length_PJ),
-    answer_PJ=alone(families.answer_PJ), numbers_PJM=alone(families.numbers_PJM),
-    domain_P=repeat(families.domain_P), source_P=repeat(families.source_P),
-    gold_PJU=None if families.gold_PJU is None else alone(families.gold_PJU),
-  )  # fmt: skip
 
 
 def make(config: Config, dataset, tokenizer, mesh) -> Method:
@@ -52,7 +42,7 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
   inner = sgpo.make(outcome_only(config), dataset, tokenizer, mesh)
 
   def collect(state, families: Families, key: jax.Array):
-    return inner.collect(state, flatten(families), key)
+    return inner.collect(state, step_lib.flatten(families), key)
 
   return inner._replace(
     collect=collect,

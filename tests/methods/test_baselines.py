@@ -29,12 +29,12 @@ def flat(config, symbols):  # noqa: F811
     strategy=jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), rollout.strategy),
     execution=jax.tree.map(alone, rollout.execution),
   )
-  return grpo.outcome_only(config), grpo.flatten(families), rollout
+  return grpo.outcome_only(config), step.flatten(families), rollout
 
 
 def test_families_become_problems_alone():
   families = make_families()
-  flat = grpo.flatten(families)
+  flat = step.flatten(families)
   assert flat.prompt_PJT.shape == (P * J, 1, families.prompt_PJT.shape[-1])
   for p in range(P):
     for j in range(J):
@@ -42,7 +42,7 @@ def test_families_become_problems_alone():
       assert flat.answer_PJ[p * J + j, 0] == families.answer_PJ[p, j]
       assert flat.domain_P[p * J + j] == families.domain_P[p]
   golds = families.replace(gold_PJU=jnp.arange(P * J * 4, dtype=jnp.uint8).reshape(P, J, 4))
-  np.testing.assert_array_equal(grpo.flatten(golds).gold_PJU[:, 0], golds.gold_PJU.reshape(-1, 4))
+  np.testing.assert_array_equal(step.flatten(golds).gold_PJU[:, 0], golds.gold_PJU.reshape(-1, 4))
 
 
 def test_grpo_pays_the_outcome_to_the_whole_trajectory(flat, symbols):
