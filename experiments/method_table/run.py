@@ -8,7 +8,6 @@ Runs that are finished are not run again; one that was stopped is resumed.
 import argparse
 import json
 import os
-import statistics as medians
 import subprocess
 import sys
 
@@ -52,7 +51,6 @@ def read(workdir: str, stage: str) -> dict:
     rows = [json.loads(line) for line in file]
   with open(os.path.join(workdir, "run.json"), encoding="utf-8") as file:
     out["git"] = (json.load(file)["git"] or "unknown")[:7]
-  out["step_s"] = medians.median(row["perf/step_s"] for row in rows)
   out["generated"] = sum(row.get("rollout/tokens", 0.0) for row in rows)
   return out
 
@@ -103,12 +101,11 @@ def table(results: dict[str, list[dict]], command: str) -> str:
       cells.append(f"{np.mean([s[share] for r in runs for s in r['splits'].values()]):.3f}")
     out.append(f"| {name} | " + " | ".join(cells) + " |")
   names = ("own", "sibling", "none", "wrong", "shuffled", "answer_only", "class_prior")
-  out += ["", "| method | " + " | ".join(names) + " | tokens generated | seconds a step |",
-          "|---|" + "---|" * (len(names) + 2)]  # fmt: skip
+  out += ["", "| method | " + " | ".join(names) + " | tokens generated |",
+          "|---|" + "---|" * (len(names) + 1)]  # fmt: skip
   for name, runs in results.items():
     cells = [f"{arm(runs, n):.3f}" for n in names]
     cells.append(f"{np.mean([r['generated'] for r in runs]) / 1e6:.2f} M")
-    cells.append(f"{np.mean([r['step_s'] for r in runs]):.2f}")
     out.append(f"| {name} | " + " | ".join(cells) + " |")
   out.append(f"\nPaired differences, problem by problem, of {REFERENCE}:\n")
   out += ["| less | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
@@ -186,7 +183,7 @@ def main() -> int:
     with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:
       file.write(text)
     keep = lambda r: (
-      {k: r[k] for k in ("transfer", "step_s", "generated", "git")}
+      {k: r[k] for k in ("transfer", "generated", "git")}
       | {"splits": {s: v["pass_at_1"] for s, v in r["splits"].items()}}
     )
     with open(os.path.join(args.out, "result.json"), "w", encoding="utf-8") as file:
