@@ -20,8 +20,8 @@ from sgpo.report import charts
 
 METHODS = {  # name: (stage, learning rate, what it changes); README.md says how rates were chosen
   "sgpo_pooled": ("sgpo", 3e-4, ["--config.sgpo.pooled=True", "--config.bank.capacity=0"]),
-  "grpo": ("grpo", 3e-4, []),
-  "rft": ("rft", 3e-4, []),
+  "grpo": ("grpo", 1e-4, []),
+  "rft": ("rft", 1e-4, []),
   "sft_more": ("sft_more", 1e-4, []),
   "sgpo": ("sgpo", 1e-4, []),
   "sgpo_no_bank": ("sgpo", 1e-4, ["--config.bank.capacity=0"]),

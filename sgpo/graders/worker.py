@@ -3,6 +3,7 @@
 It imports nothing of the project, so that it starts fast and can be killed at any time.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -13,7 +14,8 @@ MEMORY = 4 << 30  # bytes of address space: a tower of powers must not eat the m
 
 def main() -> None:
   """Answers requests until its input ends."""
-  resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+  with contextlib.suppress(ValueError, OSError):  # not every system has this limit
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
   # Libraries print: what is theirs goes to standard error, the protocol keeps standard output.
   out = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)
