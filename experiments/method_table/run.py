@@ -18,8 +18,12 @@ from matplotlib.figure import Figure
 from sgpo.evaluation import statistics
 from sgpo.report import charts
 
+NO_COHERENCE = [
+  f"--config.reward.{part}=0.0" for part in ("form", "leak", "agreement", "faithfulness")
+]
+POOLED = ["--config.sgpo.pooled=True", "--config.bank.capacity=0"]
 METHODS = {  # name: (stage, learning rate, what it changes); README.md says how rates were chosen
-  "sgpo_pooled": ("sgpo", 3e-4, ["--config.sgpo.pooled=True", "--config.bank.capacity=0"]),
+  "sgpo_pooled": ("sgpo", 3e-4, POOLED + NO_COHERENCE),
   "grpo": ("grpo", 1e-4, []),
   "rft": ("rft", 1e-4, []),
   "sft_more": ("sft_more", 1e-4, []),
