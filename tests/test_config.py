@@ -81,3 +81,11 @@ def test_shipped_configs_are_valid(path):
     exec(compile(file.read(), path, "exec"), namespace)
   config_lib.read(namespace["get_config"]())
   assert "--config=configs/" in namespace["__doc__"]
+
+
+def test_a_run_of_an_older_version_is_read_with_defaults():
+  values = dataclasses.asdict(dataclasses.replace(config_lib.Config(), seed=7))
+  del values["lora"], values["sgpo"]["pooled"]
+  assert config_lib.read_run(values) == dataclasses.replace(config_lib.Config(), seed=7)
+  with pytest.raises(ValueError, match='unknown config key sgpo.pool. Did you mean "pooled"'):
+    config_lib.read_run({"sgpo": {"pool": 1}})
