@@ -237,11 +237,12 @@ class PretrainedTokenizer(Tokenizer):
     """Ids of plain text; markers in it are text."""
     return self._backend.encode(text, markers=False)
 
-  def _inside(self, text: str) -> list[int]:
+  def encode_inside(self, text: str) -> list[int]:
+    """Ids of plain text behind other text: no space is put before it."""
     return self._backend.encode(text, markers=False, inside=True)
 
   def _encode_steps(self, text: str) -> list[int]:
-    known = lambda part: [self.markers[part]] if part in self.markers else self._inside(part)
+    known = lambda part: [self.markers[part]] if part in self.markers else self.encode_inside(part)
     return [i for part in _CUT.split(tighten(text)) if part for i in known(part)]
 
   def encode_strategy(self, plan: str) -> list[int]:
@@ -254,7 +255,7 @@ class PretrainedTokenizer(Tokenizer):
 
   def encode_prompt(self, question: str, hints: Sequence[str] = ()) -> list[int]:
     """The template with the question, then each hint behind its marker."""
-    ids = [*self._before, *(self._inside if self._text_before else self.encode)(question)]
+    ids = [*self._before, *(self.encode_inside if self._text_before else self.encode)(question)]
     ids += self._after
     for hint in hints:
       ids += [self.symbols.hint, *self.encode_strategy(hint)[:-1]]

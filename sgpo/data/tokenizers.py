@@ -80,6 +80,10 @@ class Tokenizer:
     """Ids of plain text; decoding gives the text back."""
     return self._model.encode(text)
 
+  def encode_inside(self, text: str) -> list[int]:
+    """Ids of plain text behind other text."""
+    return self.encode(text)
+
   def decode(self, ids: Sequence[int]) -> str:
     """Text of ids; padding, begin and end are left out."""
     skipped = (self.symbols.pad, self.symbols.bos, self.symbols.eos)
