@@ -107,8 +107,6 @@ def train(w: Workload) -> Step:
   """A supervised step on rows of `prompt` + `completion` tokens, nothing shared."""
   optimizer = optax.adamw(1e-5)
   lm = transformer.make_lm(model(w), w.vocab)
-  init = partial(sft.initial_state, optimizer=optimizer)
-  state = jax.jit(init)(lm.init(jax.random.key(0)))
   length = w.prompt + w.completion
   first, second = length // 2 - 1, length - length // 2
   full = lambda n: np.full(w.rows, n, np.int32)
@@ -118,6 +116,8 @@ def train(w: Workload) -> Step:
   )  # fmt: skip
   pieces = w.microbatches or max(1, w.rows * length // 512)
   c = dataclasses.replace(config(w, 0), sft=config_lib.Sft(microbatches=pieces))
+  init = partial(sft.initial_state, optimizer=optimizer, config=c)
+  state = jax.jit(init)(lm.init(jax.random.key(0)))
   bound = dict(lm=lm, optimizer=optimizer, config=c, symbols=tokenizer(w).symbols)
   jitted = jax.jit(partial(sft.sft_step, **bound), donate_argnums=0)
 
