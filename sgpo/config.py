@@ -129,6 +129,18 @@ class Sgpo:
 
 
 @dataclasses.dataclass(frozen=True)
+class Critic:
+  """The models that judge texts in the baselines rlhf and prm."""
+
+  steps: int = 15  # the stage's first ones, in which the reward model learns and the policy waits
+  learning_rate: float = 3e-4  # of reward and value models
+  kl: float = 0.02  # rlhf: reward taken off for each nat of divergence from the stage's start
+  gae: float = 0.95  # rlhf: decay of the generalised advantages
+  rollouts: int = 4  # prm: executions continued from a step's end, whose mean is its label
+  process: float = 1.0  # prm: weight of the steps' rewards beside the answer's
+
+
+@dataclasses.dataclass(frozen=True)
 class Reward:
   """The grader, and the weights of the reward's parts."""
 
@@ -207,6 +219,7 @@ class Config:
   lora: Lora = Lora()
   sft: Sft = Sft()
   sgpo: Sgpo = Sgpo()
+  critic: Critic = Critic()
   reward: Reward = Reward()
   bank: BankConfig = BankConfig()
   sampling: Sampling = Sampling()
@@ -278,6 +291,7 @@ def read(config: ml_collections.ConfigDict) -> Config:
 
 _POSITIVE = (
   "model.width model.layers model.heads model.kv_heads model.head_dim model.mlp_width "
+  "critic.learning_rate critic.rollouts "
   "room.prompt room.strategy room.execution room.numbers sft.batch sgpo.sources sgpo.strategies "
   "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
   "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
@@ -286,6 +300,7 @@ _POSITIVE = (
   "model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
+  "critic.kl critic.process critic.steps "
   "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
   "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap sgpo.clip_low sgpo.clip_high "
   "lora.rank model.window model.global_every model.attention_cap model.logit_cap model.query_scale "
@@ -293,7 +308,7 @@ _NOT_NEGATIVE = (
 ).split()
 _SHARES = (
   "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate "
-  "data.bare_rate bank.dropout bank.admit sampling.top_p"
+  "data.bare_rate critic.gae bank.dropout bank.admit sampling.top_p"
 ).split()
 
 GRADERS = ("digits", "numeric", "math")
@@ -366,8 +381,13 @@ def check(config: Config) -> None:
       )
   if not config.stages:
     raise ValueError("config.stages = () runs nothing; name at least one method")
-  if config.sgpo.strategies < 2 and {"sgpo", "grpo"} & {*config.stages}:
+  if config.sgpo.strategies < 2 and {"sgpo", "grpo", "rlhf", "prm"} & {*config.stages}:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
+  if {"rlhf", "prm"} & {*config.stages} and not config.critic.steps < config.sgpo.steps:
+    raise ValueError(
+      f"config.critic.steps = {config.critic.steps} leaves the policy none of "
+      f"config.sgpo.steps = {config.sgpo.steps}; lower it"
+    )
   if 0 < config.bank.capacity < config.bank.retrieved:
     raise ValueError(
       f"config.bank.retrieved = {config.bank.retrieved} exceeds capacity = {config.bank.capacity}"

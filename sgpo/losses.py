@@ -33,7 +33,7 @@ def clipped_policy_gradient(
 
   Args:
     logp, old_logp: [..., L] log-probabilities in nats.
-    advantage: [...], one a row.
+    advantage: [...], one a row, or [..., L], one a token.
     mask: [..., L], tokens that carry loss.
     count: tokens of the whole batch, where this is a piece of it.
   Returns:
@@ -41,7 +41,7 @@ def clipped_policy_gradient(
   """
   chex.assert_equal_shape([logp, old_logp, mask])
   ratio = jnp.exp(logp - old_logp)
-  advantage = advantage[..., None]
+  advantage = advantage if advantage.ndim == logp.ndim else advantage[..., None]
   clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
   objective = jnp.minimum(ratio * advantage, clipped * advantage)
   binds = (clipped * advantage < ratio * advantage).astype(jnp.float32)

@@ -125,7 +125,7 @@ def read_strategy(
 
 def execute(
   lm: LM, params, prefix: Prefix, context: sampler.Context, room: int, key, *, symbols, sampling,
-  opening: int | None = None,
+  opening: int | jax.Array | None = None,
 ) -> Segment:  # fmt: skip
   """e ~ pi(. | prompt, strategy), arrays [B, G, E]; `context` is behind the strategy."""
   segment, _ = sampler.generate(
@@ -134,6 +134,36 @@ def execute(
     symbols=symbols, sampling=sampling,
   )  # fmt: skip
   return segment
+
+
+def continue_executions(
+  lm: LM, params, prompt_BT, length_B, strategy: Segment, execution: Segment, cut_B, key, *,
+  samples: int, room: int, symbols: Symbols, sampling,
+) -> Segment:  # fmt: skip
+  """Other ends of given texts: `samples` executions [B, samples, E] from one place of each.
+
+  Segments are [B, L]. Kept are the first `cut_B` tokens of an execution; the calculator must be
+  idle there.
+  """
+  S, E = strategy.tokens_BL.shape[-1], execution.tokens_BL.shape[-1]
+  _, prefix = lm.prefill(params, prompt_BT, length_B)
+  row = lambda x: x[:, None]
+  s = _inputs(row(strategy.tokens_BL), row(strategy.length_B), symbols.strategy, row(length_B))
+  start_B = length_B + strategy.length_B
+  e = _inputs(row(execution.tokens_BL), row(cut_B), symbols.execute, row(start_B))
+  inputs, position, valid = (jnp.concatenate(pair, -1) for pair in zip(s, e, strict=True))
+  _, cache = lm.extend(params, prefix, inputs, position, valid)
+  spread = lambda x, axis: jnp.repeat(x, samples, axis)
+  context = sampler.Context(
+    cache=tuple((spread(k, 2), spread(v, 2)) for k, v in cache),
+    valid_BGC=spread(valid, 1),
+    position_BG=spread(row(start_B + cut_B), 1),
+  )
+  opening_B1 = jnp.take_along_axis(inputs[:, 0, S:], jnp.minimum(row(cut_B), E - 1), 1)
+  return execute(
+    lm, lm.split(params), prefix, context, room, key, symbols=symbols, sampling=sampling,
+    opening=spread(opening_B1, 1),
+  )  # fmt: skip
 
 
 def rollout(

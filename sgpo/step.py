@@ -13,7 +13,7 @@ import optax
 from flax import struct
 
 from sgpo import bank as bank_lib
-from sgpo import losses, policy, rewards, updates
+from sgpo import cost, losses, policy, rewards, updates
 from sgpo.config import Config
 from sgpo.models.transformer import LM
 from sgpo.types import Families, Symbols, TrainState, within
@@ -190,8 +190,8 @@ class Piece:
 
   families: Families
   rollout: policy.Rollout
-  advantage_PG: jax.Array
-  advantage_PGJ: jax.Array
+  advantage_PG: jax.Array  # of strategies; [P, G, S] where tokens differ
+  advantage_PGJ: jax.Array  # of executions; [P, G, J, E] where tokens differ
   reference: policy.Scores | None  # of the reference parameters, where there is a KL term
 
 
@@ -243,17 +243,12 @@ def policy_loss(
   return loss, metrics | {"train/loss": loss}
 
 
-def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbols):
+def improve(
+  state: TrainState, whole: Piece, *, lm: LM, optimizer: optax.GradientTransformation,
+  config: Config, symbols: Symbols,
+) -> tuple[TrainState, dict]:  # fmt: skip
   """`epochs` clipped policy-gradient updates on one rollout. Returns (state, metrics)."""
-  advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config.sgpo.divide_by_std)
-  reference = None
-  if config.sgpo.kl:
-    reference = policy.score(
-      lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
-      symbols=symbols, temperature=config.sampling.temperature,
-    )  # fmt: skip
-  whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference)
-  counts = tuple(mask.sum() for mask in loss_masks(rollout))
+  counts = tuple(mask.sum() for mask in loss_masks(whole.rollout))
   loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
   loss_fn = updates.on_policy(loss_fn, state, config)
 
@@ -263,10 +258,22 @@ def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbo
     return state, metrics | more
 
   if config.sgpo.epochs == 1:
-    state, metrics = epoch(state, None)
-  else:
-    state, metrics = jax.lax.scan(epoch, state, length=config.sgpo.epochs)
-    metrics = jax.tree.map(lambda x: x[-1], metrics)
+    return epoch(state, None)
+  state, metrics = jax.lax.scan(epoch, state, length=config.sgpo.epochs)
+  return state, jax.tree.map(lambda x: x[-1], metrics)
+
+
+def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbols):
+  """The policy's updates by the rewards of a rollout. Returns (state, metrics)."""
+  advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config.sgpo.divide_by_std)
+  reference = None
+  if config.sgpo.kl:
+    reference = policy.score(
+      lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
+      symbols=symbols, temperature=config.sampling.temperature,
+    )  # fmt: skip
+  whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference)
+  state, metrics = improve(state, whole, lm=lm, optimizer=optimizer, config=config, symbols=symbols)
   return state, metrics | {"rollout/zero_std_frac": zero_std_P.astype(jnp.float32).mean()}
 
 
@@ -383,6 +390,7 @@ def learn(
   )
   state, bank_metrics = remember(state, families, retrieval, rollout, r, config)
   metrics |= bank_metrics | rollout_metrics(retrieval, rollout, r, config.sgpo.siblings)
+  metrics |= cost.tokens(families, rollout, config)
   metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
   metrics["samples"] = {
     "prompt": families.prompt_PJT[:SAMPLED, 0],

@@ -15,7 +15,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from sgpo import bank as bank_lib
-from sgpo import bank_io, bootstrap, files, folder, graders, policy, report, sharding, updates
+from sgpo import (
+  bank_io,
+  bootstrap,
+  cost,
+  files,
+  folder,
+  graders,
+  policy,
+  report,
+  sharding,
+  updates,
+)
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
@@ -165,6 +176,8 @@ def _log_metrics(run: Run, method: Method, writer, progress, pending: dict) -> N
   scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
   seconds = time.perf_counter() - pending["began"]
   scalars |= {"perf/step_s": seconds, "data/dropped": float(pending["dropped"])}
+  if "cost/trained" in scalars:
+    scalars["cost/flops"] = cost.flops(run.config.model, run.tokenizer.vocab_size, scalars)
   for name in ("executions", "tokens"):
     if f"rollout/{name}" in scalars:
       scalars[f"perf/{name}_per_s"] = scalars[f"rollout/{name}"] / seconds

@@ -113,6 +113,7 @@ class TrainState:
   reference: Any  # frozen parameters of the stage's start; () in supervised stages without adapters
   bank: Any  # sgpo.bank.Bank, or () in supervised stages
   skipped: jax.Array  # int32 [], updates skipped for non-finite gradients
+  critic: Any = ()  # {name: sgpo.critics.Critic}: models that judge the policy's texts
 
 
 def slots(shape: tuple[int, ...], size: int) -> jax.Array:

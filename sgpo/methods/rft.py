@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import losses, policy, rewards, updates
+from sgpo import cost, losses, policy, rewards, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.methods import Method, grpo, sgpo
@@ -60,6 +60,7 @@ def learn(
   grads, metrics = updates.gradients(bound, state.params, piece, config.sgpo.microbatches)
   state, more = updates.apply_gradients(state, grads, optimizer)
   metrics |= more | step_lib.rollout_metrics(collected.retrieval, rollout, r, 0)
+  metrics |= cost.tokens(families, rollout, config)
   metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
   return state.replace(step=state.step + 1), metrics
 

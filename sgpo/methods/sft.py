@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import losses, policy, updates
+from sgpo import cost, losses, policy, updates
 from sgpo.config import Config
 from sgpo.data import pipeline
 from sgpo.methods import Method
@@ -59,7 +59,7 @@ def sft_step(
   bound = updates.on_policy(bound, state, config)
   grads, metrics = updates.gradients(bound, state.params, examples, config.sft.microbatches)
   state, more = updates.apply_gradients(state, grads, optimizer)
-  return state.replace(step=state.step + 1), metrics | more
+  return state.replace(step=state.step + 1), metrics | more | cost.examples(examples)
 
 
 def schedule(learning_rate: float, warmup: int, steps: int) -> optax.Schedule:

@@ -166,8 +166,8 @@ def _advance(
 
 
 def generate(
-  lm: LM, params, prefix: Prefix, context: Context, key: jax.Array, *, room: int, opening: int,
-  stop: int, symbols: Symbols, sampling: Sampling,
+  lm: LM, params, prefix: Prefix, context: Context, key: jax.Array, *, room: int,
+  opening: int | jax.Array, stop: int, symbols: Symbols, sampling: Sampling,
 ) -> tuple[Segment, Context]:  # fmt: skip
   """Writes up to `room` tokens, the first behind the `opening` marker, until `stop`.
 
@@ -177,6 +177,7 @@ def generate(
   Args:
     params: `lm.split(params)`.
     context: what the rows have written so far.
+    opening: one token for all rows, or [B, G].
   Returns:
     The segment (arrays [B, G, room]) and the context behind it with `room` slots more, where the
     row's stop token has been written but not read: the next segment's opening marker takes its
