@@ -112,6 +112,7 @@ class Sgpo:
   sources: int = 32  # P
   siblings: int = 3  # K
   pooled: bool = False  # siblings write strategies themselves; equal ones share their outcomes
+  share: float = 0.0  # weight of teaching siblings the strategies that solved them
   strategies: int = 4  # G
   learning_rate: float = 1e-4
   warmup: int = 5
@@ -300,7 +301,7 @@ _POSITIVE = (
   "model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
-  "critic.kl critic.process critic.steps "
+  "critic.kl critic.process critic.steps sgpo.share "
   "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
   "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap sgpo.clip_low sgpo.clip_high "
   "lora.rank model.window model.global_every model.attention_cap model.logit_cap model.query_scale "
@@ -383,6 +384,11 @@ def check(config: Config) -> None:
     raise ValueError("config.stages = () runs nothing; name at least one method")
   if config.sgpo.strategies < 2 and {"sgpo", "grpo", "rlhf", "prm"} & {*config.stages}:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
+  if config.sgpo.share and (config.sgpo.pooled or not config.sgpo.siblings):
+    raise ValueError(
+      f"config.sgpo.share = {config.sgpo.share} needs siblings that do not write strategies; "
+      "set config.sgpo.siblings above 0 and config.sgpo.pooled=False"
+    )
   if {"rlhf", "prm"} & {*config.stages} and not config.critic.steps < config.sgpo.steps:
     raise ValueError(
       f"config.critic.steps = {config.critic.steps} leaves the policy none of "

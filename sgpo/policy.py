@@ -32,6 +32,7 @@ class Scores:
   execution_logp: jax.Array  # [P, J, G, E]
   strategy_entropy: jax.Array  # [P, G, S], nats
   execution_entropy: jax.Array  # [P, J, G, E]
+  sibling_logp: jax.Array | None = None  # [P, K, G, S], of the source's strategies on the siblings
 
 
 def init_params(config: config_lib.Config, vocab_size: int, key: jax.Array):
@@ -239,9 +240,10 @@ def hidden_segments(
 
 
 def score(
-  lm: LM, params, prompt_PJT, length_PJ, rollout: Rollout, *, symbols: Symbols, temperature: float
-) -> Scores:
-  """log pi of a rollout's tokens. Strategies are scored on their sources alone."""
+  lm: LM, params, prompt_PJT, length_PJ, rollout: Rollout, *, symbols: Symbols, temperature: float,
+  siblings: bool = False,
+) -> Scores:  # fmt: skip
+  """log pi of a rollout's tokens: of strategies on their sources, with `siblings` on those, too."""
   P, J, T = prompt_PJT.shape
   flat = lambda x: x.reshape(P * J, *x.shape[2:])
   spread = lambda x: jnp.repeat(x, J, axis=0)
@@ -250,8 +252,13 @@ def score(
     spread(rollout.strategy.tokens_BL), spread(rollout.strategy.length_B),
     flat(rollout.execution.tokens_BL), flat(rollout.execution.length_B), symbols,
   )  # fmt: skip
-  hidden_s = hidden_s.reshape(P, J, *hidden_s.shape[1:])[:, 0]
+  hidden_s = hidden_s.reshape(P, J, *hidden_s.shape[1:])
   hidden_e = hidden_e.reshape(P, J, *hidden_e.shape[1:])
-  s = token_scores(lm, params, hidden_s, rollout.strategy.tokens_BL, temperature)
+  strategy = rollout.strategy.tokens_BL
+  s = token_scores(lm, params, hidden_s[:, 0], strategy, temperature)
   e = token_scores(lm, params, hidden_e, rollout.execution.tokens_BL, temperature)
-  return Scores(s[0], e[0], s[1], e[1])
+  shared = None
+  if siblings:
+    tokens = jnp.broadcast_to(strategy[:, None], (P, J - 1, *strategy.shape[1:]))
+    shared, _ = token_scores(lm, params, hidden_s[:, 1:], tokens, temperature)
+  return Scores(s[0], e[0], s[1], e[1], shared)

@@ -184,6 +184,15 @@ def advantages(r: Rewards, divide_by_std: bool) -> tuple[jax.Array, jax.Array, j
   return strategy_PG, losses.group_advantages(r.correct_PGJ, 1, divide_by_std), zero_std_P
 
 
+def taught(r: Rewards) -> jax.Array:
+  """w_gj = c_gj mean_i c_gi, [P, K, G]: strategies that solved a sibling, by how they transfer.
+
+  A strategy that is right by coincidence is so on few of the family, and counts little.
+  """
+  weight_PGJ = r.correct_PGJ * r.correct_PGJ.mean(-1, keepdims=True)
+  return weight_PGJ[:, :, 1:].swapaxes(1, 2)
+
+
 @struct.dataclass
 class Piece:
   """What the loss needs of some families: all of a batch, or a part of it."""
@@ -193,6 +202,7 @@ class Piece:
   advantage_PG: jax.Array  # of strategies; [P, G, S] where tokens differ
   advantage_PGJ: jax.Array  # of executions; [P, G, J, E] where tokens differ
   reference: policy.Scores | None  # of the reference parameters, where there is a KL term
+  taught_PKG: jax.Array | None = None  # how much each strategy is taught to each sibling
 
 
 def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
@@ -205,14 +215,17 @@ def policy_loss(
   params, piece: Piece, *, counts: tuple[jax.Array, jax.Array], lm: LM, config: Config,
   symbols: Symbols,
 ) -> tuple[jax.Array, dict]:  # fmt: skip
-  """weight * L(strategy) + L(execution) + kl * KL, each a mean over its segment's own tokens.
+  """weight * (L(strategy) + share * L(shared)) + L(execution) + kl * KL, means over tokens.
+
+  L(shared) teaches each sibling the strategies that solved it, -sum_{j>=1} w_gj log pi(s_g | x_j);
+  the pass that scores the executions scores them, too.
 
   `counts` are the tokens of both segments in the whole batch: losses and metrics of pieces add up.
   """
   c, rollout = config.sgpo, piece.rollout
   scores = policy.score(
     lm, params, piece.families.prompt_PJT, piece.families.length_PJ, rollout,
-    symbols=symbols, temperature=config.sampling.temperature,
+    symbols=symbols, temperature=config.sampling.temperature, siblings=c.share > 0,
   )  # fmt: skip
   strategy, execution = rollout.strategy, rollout.execution
   (mask_s, mask_e), (count_s, count_e) = loss_masks(rollout), counts
@@ -234,6 +247,11 @@ def policy_loss(
     "train/entropy": losses.masked_mean(scores.execution_entropy, mask_e, count_e),
     "train/logp_diff": losses.masked_mean(difference, mask_e, count_e),
   }
+  if piece.taught_PKG is not None:
+    mask = jnp.broadcast_to(mask_s[:, None], scores.sibling_logp.shape)
+    taught = piece.taught_PKG[..., None] * scores.sibling_logp
+    metrics["train/shared_loss"] = -losses.masked_mean(taught, mask, count_s)
+    loss += c.strategy_weight * c.share * metrics["train/shared_loss"]
   if piece.reference is not None:
     kl = losses.kl_divergence(
       scores.strategy_logp, piece.reference.strategy_logp, mask_s, count_s
@@ -272,7 +290,8 @@ def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbo
       lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
       symbols=symbols, temperature=config.sampling.temperature,
     )  # fmt: skip
-  whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference)
+  taught_PKG = taught(r) if config.sgpo.share else None
+  whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference, taught_PKG)
   state, metrics = improve(state, whole, lm=lm, optimizer=optimizer, config=config, symbols=symbols)
   return state, metrics | {"rollout/zero_std_frac": zero_std_P.astype(jnp.float32).mean()}
 

@@ -306,3 +306,43 @@ def test_pooled_families_write_strategies_on_every_member(config, symbols):
   assert metrics["rollout/trials"] == pytest.approx(float(trials.mean()))
   assert metrics["bank/size"] > 0 and np.isfinite(metrics["train/loss"])
   assert int(after.step) == 1
+
+
+def test_strategies_are_taught_to_the_siblings_that_they_solved(config, symbols):
+  families = make_families()
+  rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  config = dataclasses.replace(
+    config, sgpo=dataclasses.replace(config.sgpo, share=0.5),
+    reward=dataclasses.replace(config.reward, faithfulness=0.0),
+  )  # fmt: skip
+  lm = transformer.make_lm(config.model, V)
+  params = talkative_params(config, symbols)
+  r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  weight = step.taught(r)
+  np.testing.assert_allclose(
+    weight[0, :, 1], [0, 2 / 3], rtol=1e-6
+  )  # right on 2 of 3, not on j = 1
+  np.testing.assert_allclose(weight[2, :, 0], [0, 1 / 3], rtol=1e-6)
+  scores = policy.score(
+    lm, params, families.prompt_PJT, families.length_PJ, rollout,
+    symbols=symbols, temperature=1.0, siblings=True,
+  )  # fmt: skip
+  # A sibling's scores are those of a family of which it is the source.
+  turned = lambda x: jnp.roll(x, -1, axis=1)
+  other = policy.score(
+    lm, params, turned(families.prompt_PJT), turned(families.length_PJ),
+    policy.Rollout(rollout.strategy, jax.tree.map(turned, rollout.execution)),
+    symbols=symbols, temperature=1.0,
+  )  # fmt: skip
+  np.testing.assert_allclose(scores.sibling_logp[:, 0], other.strategy_logp, atol=1e-5)
+  zero = jnp.zeros((P, G))
+  piece = step.Piece(families, rollout, zero, jnp.zeros((P, G, 1 + K)), None, weight)
+  counts = tuple(mask.sum() for mask in step.loss_masks(rollout))
+  loss, metrics = step.policy_loss(
+    params, piece, counts=counts, lm=lm, config=config, symbols=symbols
+  )
+  per_text = np.asarray(scores.sibling_logp)[..., :2].sum(-1)  # strategies are of two tokens
+  expected = -(np.asarray(weight) * per_text).sum() / (P * G * 2)
+  assert float(metrics["train/shared_loss"]) == pytest.approx(expected, rel=1e-4)
+  assert float(loss) == pytest.approx(0.5 * expected, rel=1e-4)

@@ -33,6 +33,7 @@ def outcome_only(config: Config) -> Config:
       sources=config.sgpo.sources * (config.sgpo.siblings + 1),
       siblings=0,
       pooled=False,
+      share=0.0,
     ),
   )
 
