@@ -1,0 +1,75 @@
+"""SGPO without one part at a time, with other family sizes, and with other forms of strategies.
+
+python -m experiments.ablation.run --seeds=0,1,2 --out=experiments/ablation
+
+Runs, records and flags are those of experiments/method_table; cold starts are shared with it where
+--runs is the same folder.
+"""
+
+import os
+import sys
+
+from experiments import runs, tables
+from experiments.method_table import methods
+from experiments.method_table.run import COLD_STEPS, chosen, finish, header, parse
+
+SGPO = methods.SGPO
+FAMILIES = {  # K: sources, so that a step has as many executions
+  1: 32, 7: 8,
+}  # fmt: skip
+STYLES = {  # form of strategies: what its cold start and its stage change
+  "sentence": ("--config.data.strategies=sentence", "--config.room.strategy=64",
+               "--config.eval.strategy=96"),
+  "code": ("--config.data.strategies=code",),
+}  # fmt: skip
+VARIANTS = {  # name: (stage, what it changes)
+  "sgpo": ("sgpo", SGPO),
+  "no_transfer": ("sgpo", (*SGPO, "--config.reward.transfer=0.0")),
+  "no_share": ("sgpo", (*SGPO, "--config.sgpo.share=0.0")),
+  "no_transfer_no_share": ("sgpo", (*SGPO, "--config.reward.transfer=0.0",
+                                    "--config.sgpo.share=0.0")),
+  "coherence": ("sgpo", (*SGPO, "--config.reward.agreement=0.5", "--config.reward.form=0.05",
+                         "--config.reward.leak=0.05", "--config.reward.faithfulness=0.05")),
+  "bank": ("sgpo", (*SGPO, "--config.bank.capacity=1024", "--config.bank.retrieved=2",
+                    "--config.room.prompt=80")),
+  "pooled": ("sgpo", (*SGPO, "--config.sgpo.share=0.0", "--config.sgpo.pooled=True")),
+  **{
+    f"K_{k}": ("sgpo", (*SGPO, f"--config.sgpo.siblings={k}", f"--config.sgpo.sources={sources}",
+                        f"--config.sgpo.microbatches={min(8, sources)}"))
+    for k, sources in FAMILIES.items()
+  },
+  **{name: ("sgpo", (*SGPO, *changes)) for name, changes in STYLES.items()},
+}  # fmt: skip
+
+
+def main() -> int:
+  """Command line."""
+  args = parse(__doc__.splitlines()[0], runs="runs/method_table")
+  try:
+    names = chosen(args, VARIANTS)
+    store = runs.Records(os.path.join(args.out, "records.jsonl"))
+    cold = (*args.evaluation, *COLD_STEPS)
+    jobs = {methods.COLD: [methods.cold(seed, cold) for seed in args.seeds]}
+    for name in [n for n in STYLES if n in names]:
+      options = (*cold, *STYLES[name])
+      jobs[f"cold_{name}"] = [methods.cold(s, options, f"cold_{name}") for s in args.seeds]
+    options = (*args.evaluation, *args.options)
+    for name in names:
+      start = f"cold_{name}" if name in STYLES else methods.COLD
+      jobs[name] = [methods.job(name, seed, *VARIANTS[name], options, start) for seed in args.seeds]
+    by_seed = [row[i] for i in range(len(args.seeds)) for row in jobs.values()]
+    runs.run_all(by_seed, store, args.config, args.runs, args.workers)
+  except (ValueError, RuntimeError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  found = {name: [store.find(job) for job in row] for name, row in jobs.items()}
+  parts = [header(args, found, "ablation"), tables.accuracy(found)]
+  if "sgpo" in found:
+    others = [name for name in found if name not in ("sgpo", methods.COLD)]
+    parts.append(tables.differences(found, "sgpo", others))
+  parts += [tables.splits_table(found), tables.arms(found), tables.costs(found)]
+  return finish(args, found, "\n".join(parts))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

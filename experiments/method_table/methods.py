@@ -1,0 +1,40 @@
+"""The methods of the table, and what one run of each is. README.md says how values were chosen."""
+
+from experiments.runs import Job
+
+COLD = "cold"
+COMMON = (  # of all methods: a step of 16 families of 4 problems, 256 executions
+  "--config.sgpo.sources=16", "--config.sgpo.microbatches=8", "--config.room.prompt=64",
+  "--config.bank.retrieved=0",
+)  # fmt: skip
+OUTCOMES = (  # of SGPO: what right answers say, without the shaping terms
+  "--config.reward.form=0.0", "--config.reward.leak=0.0", "--config.reward.agreement=0.0",
+  "--config.reward.faithfulness=0.0",
+)  # fmt: skip
+SGPO = ("--config.sgpo.share=1.0", "--config.bank.capacity=0", *OUTCOMES)
+RATES = {  # learning rate of each stage
+  "sft_more": 3e-4, "rft": 3e-4, "grpo": 3e-4, "rlhf": 3e-4, "prm": 3e-4, "sgpo": 3e-4,
+}  # fmt: skip
+METHODS = {  # name: (stage, what it changes)
+  "sft": ("sft_more", ()),
+  "rft": ("rft", ()),
+  "grpo": ("grpo", ()),
+  "rlhf": ("rlhf", ()),
+  "prm": ("prm", ()),
+  "sgpo": ("sgpo", SGPO),
+}
+BASELINES = ("sft", "rft", "grpo", "rlhf", "prm")
+
+
+def cold(seed: int, options: tuple[str, ...], name: str = COLD) -> Job:
+  """The cold start of a seed, from which every method goes on."""
+  return Job(name, seed, "sft", options)
+
+
+def job(
+  name: str, seed: int, stage: str, changes: tuple[str, ...], options: tuple[str, ...],
+  start: str = COLD,
+) -> Job:  # fmt: skip
+  """A run of a method: what all share, then what it changes."""
+  rate = f"--config.sgpo.learning_rate={RATES[stage]}"
+  return Job(name, seed, stage, (*options, *COMMON, rate, *changes), start)

@@ -1,0 +1,149 @@
+"""Tables and pictures of a comparison, from the records of `experiments/runs.py`."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import runs
+from sgpo.evaluation import statistics
+from sgpo.report import charts
+
+COLUMNS = {  # column: splits
+  "in distribution": ("id",),
+  "variants": ("num", "lex", "distract"),
+  "structure": ("len", "comp", "cls", "cross"),
+}
+ARMS = ("own", "sibling", "none", "wrong", "shuffled", "answer_only", "class_prior")
+CONTROLS = ("shuffled", "answer_only", "class_prior")
+Results = dict[str, list[dict]]  # records by name, one a seed in the same order
+
+
+def scores(records: list[dict], splits: tuple[str, ...]) -> np.ndarray:
+  """Mean accuracy over some splits, one a run: [runs]."""
+  return np.array([np.mean([runs.bits(r["splits"][s]).mean() for s in splits]) for r in records])
+
+
+def interval(values: np.ndarray) -> dict:
+  """Interquartile mean over runs, with a bootstrap over the runs."""
+  return statistics.stratified_iqm(np.asarray(values)[:, None])
+
+
+def difference(one: list[dict], other: list[dict], splits: tuple[str, ...]) -> dict:
+  """The same of paired differences: run by run of the same seed, on the same problems."""
+  return interval(scores(one, splits) - scores(other, splits))
+
+
+def cell(i: dict) -> str:
+  """0.81 [0.78, 0.85]."""
+  return f"{i['mean']:.3f} [{i['low']:.3f}, {i['high']:.3f}]"
+
+
+def rows(head: list[str], body: list[list[str]]) -> str:
+  """A Markdown table."""
+  lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+  return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body]) + "\n"
+
+
+def mean(records: list[dict], pick) -> float:
+  """The mean of a number over runs."""
+  return float(np.mean([pick(r) for r in records]))
+
+
+def broken_controls(results: Results) -> list[str]:
+  """Controls that do not fail: each must lie below the sibling's strategy, over the seeds."""
+  out = []
+  for name, records in results.items():
+    sibling = mean(records, lambda r: r["arms"]["sibling"])
+    for control in CONTROLS:
+      value = mean(records, lambda r, control=control: r["arms"][control])
+      if value >= sibling:
+        out.append(f"{name}: {control} {value:.3f} is not below sibling {sibling:.3f}")
+  return out
+
+
+def share(record: dict, key: str) -> float:
+  """The mean over all splits of the share of answers that are `key`."""
+  return float(np.mean([split[key] for split in record["splits"].values()]))
+
+
+def accuracy(results: Results) -> str:
+  """Accuracy by kind of split, the transfer score, answers cut off and unreadable."""
+  body = []
+  for name, records in results.items():
+    columns = [scores(records, s) for s in COLUMNS.values()] + [[r["sts"] for r in records]]
+    shares = [np.mean([share(r, key) for r in records]) for key in ("truncated", "unparsed")]
+    body.append([name, *(cell(interval(c)) for c in columns), *(f"{x:.3f}" for x in shares)])
+  return rows(["method", *COLUMNS, "transfer score", "truncated", "unparsed"], body)
+
+
+def splits_table(results: Results) -> str:
+  """Mean accuracy on every split, and the share of right plans behind it."""
+  splits = list(next(iter(results.values()))[0]["splits"])
+  body = []
+  for name, records in results.items():
+    cells = []
+    for s in splits:
+      plan = mean(records, lambda r, s=s: r["splits"][s]["plan"])
+      cells.append(f"{scores(records, (s,)).mean():.3f} ({plan:.2f})")
+    body.append([name, *cells])
+  return rows(["method", *splits], body)
+
+
+def arms(results: Results) -> str:
+  """Arms and controls of the transfer score, means over the seeds."""
+  body = [
+    [name, *(f"{mean(records, lambda r, a=a: r['arms'][a]):.3f}" for a in ARMS)]
+    for name, records in results.items()
+  ]
+  return rows(["method", *ARMS], body)
+
+
+def costs(results: Results) -> str:
+  """What the runs took, means over the seeds."""
+  body = []
+  for name, records in results.items():
+    cost = lambda key, records=records: mean(records, lambda r: r["cost"][key])
+    body.append(
+      [name, f"{mean(records, lambda r: r['steps']):.0f}"]
+      + [f"{cost(k) / 1e6:.2f}" for k in ("generated", "read", "trained")]
+      + [f"{cost('flops') / 1e12:.1f}", f"{cost('answers'):,.0f}", f"{cost('examples'):,.0f}"]
+    )
+  head = ["method", "steps", "generated, M tokens", "read only", "trained", "TFLOPs",
+          "answers used", "worked examples read"]  # fmt: skip
+  return rows(head, body)
+
+
+def differences(results: Results, reference: str, others: list[str]) -> str:
+  """Paired differences of one method to others."""
+  body = [
+    [f"{reference} - {name}"]
+    + [cell(difference(results[reference], results[name], s)) for s in COLUMNS.values()]
+    for name in others
+  ]
+  return rows(["difference", *COLUMNS], body)
+
+
+def best(results: Results, names: list[str], splits: tuple[str, ...]) -> str:
+  """The name with the highest interquartile mean."""
+  return max(names, key=lambda name: interval(scores(results[name], splits))["mean"])
+
+
+def picture(results: Results, path: str, marked: tuple[str, ...] = ("sgpo",)) -> None:
+  """A panel a column, a row a method, with intervals and the single runs."""
+  style = charts.STYLE | {"axes.grid.axis": "x", "svg.fonttype": "path"}
+  with matplotlib.rc_context(style):
+    figure = Figure(figsize=(9.5, 0.42 * len(results) + 1), layout="constrained")
+    panels = figure.subplots(1, len(COLUMNS), sharey=True)
+    for axis, (title, splits) in zip(panels, COLUMNS.items(), strict=True):
+      for y, (name, records) in enumerate(results.items()):
+        i = interval(scores(records, splits))
+        color = charts.AFTER if name in marked else charts.BEFORE
+        axis.plot([i["low"], i["high"]], [y, y], lw=4, color=color, alpha=0.35)
+        single = scores(records, splits)
+        axis.plot(single, [y + 0.22] * len(single), ".", ms=3, color=color, alpha=0.7)
+        axis.plot(i["mean"], y, "o", ms=5, color=color)
+      axis.set_yticks(range(len(results)), [n.replace("_", " ") for n in results])
+      axis.set_ylim(len(results) - 0.5, -0.5)
+      axis.set_title(f"{title}: {' '.join(splits)}")
+      axis.spines["left"].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
