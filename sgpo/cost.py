@@ -42,10 +42,13 @@ def tokens(families: Families, rollout, config: Config) -> dict[str, jax.Array]:
     read += sources + f32(strategy.length_B.sum() + execution.length_B[:, 0].sum())
   if config.sgpo.kl:
     read += whole
+  trained = whole
+  if config.sgpo.share:  # one more strategy a problem, about as long as the others
+    trained += f32(strategy.length_B).mean() * families.length_PJ.size
   return {
     "cost/generated": written,
     "cost/read": read,
-    "cost/trained": config.sgpo.epochs * whole,
+    "cost/trained": config.sgpo.epochs * trained,
     "cost/answers": jnp.float32(families.length_PJ.size),
   }
 

@@ -25,6 +25,15 @@ class Rollout:
 
 
 @struct.dataclass
+class Taught:
+  """A strategy for each problem of a batch, to be learnt as it is."""
+
+  tokens: jax.Array  # int32 [P, J, S]
+  length: jax.Array  # int32 [P, J]
+  weight: jax.Array  # float32 [P, J]
+
+
+@struct.dataclass
 class Scores:
   """Log-probabilities and entropies of a rollout under some parameters."""
 
@@ -32,7 +41,7 @@ class Scores:
   execution_logp: jax.Array  # [P, J, G, E]
   strategy_entropy: jax.Array  # [P, G, S], nats
   execution_entropy: jax.Array  # [P, J, G, E]
-  sibling_logp: jax.Array | None = None  # [P, K, G, S], of the source's strategies on the siblings
+  taught_logp: jax.Array | None = None  # [P, J, S], of the strategies of `Taught`
 
 
 def init_params(config: config_lib.Config, vocab_size: int, key: jax.Array):
@@ -223,11 +232,12 @@ def token_scores(
 
 def hidden_segments(
   lm: LM, params, prompt_BT, length_B, strategy_BGS, strategy_length_BG, execution_BGE,
-  execution_length_BG, symbols: Symbols,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+  execution_length_BG, symbols: Symbols, taught: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, ...]:  # fmt: skip
   """Hidden states that predict both segments, [B, G, S, D] and [B, G, E, D].
 
-  One pass over each prompt and one over each row behind it, whatever G is.
+  One pass over each prompt and one over each row behind it, whatever G is. With strategies `taught`
+  (tokens_BS, length_B), one pass over these behind the same prompts: [B, S, D], a third result.
   """
   _, prefix = lm.prefill(params, prompt_BT, length_B)
   start = jnp.broadcast_to(length_B[:, None], strategy_length_BG.shape)
@@ -236,29 +246,31 @@ def hidden_segments(
   inputs, position, valid = (jnp.concatenate(pair, -1) for pair in zip(s, e, strict=True))
   hidden, _ = lm.extend(params, prefix, inputs, position, valid)
   S = strategy_BGS.shape[-1]
-  return hidden[:, :, :S], hidden[:, :, S:]
+  if taught is None:
+    return hidden[:, :, :S], hidden[:, :, S:]
+  tokens_B1S, length_B1 = (x[:, None] for x in taught)
+  rows = _inputs(tokens_B1S, length_B1, symbols.strategy, length_B[:, None])
+  alone, _ = lm.extend(params, prefix, *rows)
+  return hidden[:, :, :S], hidden[:, :, S:], alone[:, 0]
 
 
 def score(
   lm: LM, params, prompt_PJT, length_PJ, rollout: Rollout, *, symbols: Symbols, temperature: float,
-  siblings: bool = False,
+  taught: Taught | None = None,
 ) -> Scores:  # fmt: skip
-  """log pi of a rollout's tokens: of strategies on their sources, with `siblings` on those, too."""
+  """log pi of a rollout's tokens. Strategies are scored on their sources, those taught on all."""
   P, J, T = prompt_PJT.shape
   flat = lambda x: x.reshape(P * J, *x.shape[2:])
+  family = lambda x: x.reshape(P, J, *x.shape[1:])
   spread = lambda x: jnp.repeat(x, J, axis=0)
-  hidden_s, hidden_e = hidden_segments(
+  hidden_s, hidden_e, *hidden_t = hidden_segments(
     lm, params, flat(prompt_PJT), flat(length_PJ),
     spread(rollout.strategy.tokens_BL), spread(rollout.strategy.length_B),
     flat(rollout.execution.tokens_BL), flat(rollout.execution.length_B), symbols,
+    None if taught is None else (flat(taught.tokens), flat(taught.length)),
   )  # fmt: skip
-  hidden_s = hidden_s.reshape(P, J, *hidden_s.shape[1:])
-  hidden_e = hidden_e.reshape(P, J, *hidden_e.shape[1:])
-  strategy = rollout.strategy.tokens_BL
-  s = token_scores(lm, params, hidden_s[:, 0], strategy, temperature)
-  e = token_scores(lm, params, hidden_e, rollout.execution.tokens_BL, temperature)
-  shared = None
-  if siblings:
-    tokens = jnp.broadcast_to(strategy[:, None], (P, J - 1, *strategy.shape[1:]))
-    shared, _ = token_scores(lm, params, hidden_s[:, 1:], tokens, temperature)
-  return Scores(s[0], e[0], s[1], e[1], shared)
+  scores_of = lambda hidden, tokens: token_scores(lm, params, hidden, tokens, temperature)
+  s = scores_of(family(hidden_s)[:, 0], rollout.strategy.tokens_BL)
+  e = scores_of(family(hidden_e), rollout.execution.tokens_BL)
+  t = None if taught is None else scores_of(family(hidden_t[0]), taught.tokens)[0]
+  return Scores(s[0], e[0], s[1], e[1], t)

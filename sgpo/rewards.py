@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sgpo.bank_math import lower_bound
 from sgpo.models.calculator import digit_value
 from sgpo.types import NO_NUMBER, Segment, Symbols, within
 
@@ -89,20 +90,50 @@ def no_leak(
   return 1.0 - (same & (written_PGS[..., None] != NO_NUMBER)).any((-1, -2)).astype(jnp.float32)
 
 
+def _equal(strategy: Segment, members: int) -> jax.Array:
+  """Which strategies of a family are the same to the token: bool [families, M, M], M all of it.
+
+  Rows [N, G] count members, families of `members` one after another.
+  """
+  G, S = strategy.tokens_BL.shape[1:]
+  tokens = jnp.where(within(strategy.length_B, S), strategy.tokens_BL, NO_NUMBER)
+  tokens = tokens.reshape(-1, members * G, S)
+  return (tokens[:, :, None] == tokens[:, None]).all(-1)
+
+
 def pooled(strategy: Segment, correct_NG: jax.Array, members: int) -> tuple[jax.Array, jax.Array]:
   """(successes_NG, trials_NG) of each strategy on its siblings, where all of them write strategies.
 
   Counted are the executions of the family's other members behind the same strategy, to the token.
   N counts members, families of `members` one after another.
   """
-  G, S = strategy.tokens_BL.shape[1:]
-  family = lambda x: x.reshape(-1, members * G, *x.shape[2:])
-  tokens = jnp.where(within(strategy.length_B, S), strategy.tokens_BL, NO_NUMBER)
-  same = (family(tokens)[:, :, None] == family(tokens)[:, None]).all(-1)
+  G = correct_NG.shape[1]
   member = jnp.arange(members * G) // G
-  other = (same & (member[:, None] != member[None])[None]).astype(jnp.float32)
-  successes = (other * family(correct_NG)[:, None]).sum(-1)
+  other = _equal(strategy, members) & (member[:, None] != member[None])[None]
+  other = other.astype(jnp.float32)
+  successes = (other * correct_NG.reshape(-1, 1, members * G)).sum(-1)
   return successes.reshape(correct_NG.shape), other.sum(-1).reshape(correct_NG.shape)
+
+
+def proven(
+  strategy: Segment, successes_NG: jax.Array, trials_NG: jax.Array, members: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Each family's best strategy: (tokens [F, S], length [F], bound [F]).
+
+  Best by the lower confidence bound of its success on all problems of the family, its own included;
+  equal texts add up. What is not closed counts nothing.
+
+  Args:
+    strategy: arrays [N, G, S], families of `members` rows one after another.
+    successes_NG, trials_NG: of each strategy's own executions.
+  """
+  flat = lambda x: x.reshape(-1, members * x.shape[1], *x.shape[2:])
+  same = _equal(strategy, members).astype(jnp.float32)
+  total = lambda x_NG: jnp.einsum("fmn,fn->fm", same, flat(x_NG))
+  bound = lower_bound(total(successes_NG), total(trials_NG)) * flat(form(strategy))
+  best = bound.argmax(1)
+  take = lambda x: jnp.take_along_axis(flat(x), best.reshape(-1, *[1] * (x.ndim - 1)), 1)[:, 0]
+  return take(strategy.tokens_BL), take(strategy.length_B), bound.max(1)
 
 
 def operators(tokens_BL: jax.Array, symbols: Symbols) -> tuple[jax.Array, jax.Array]:

@@ -184,13 +184,16 @@ def advantages(r: Rewards, divide_by_std: bool) -> tuple[jax.Array, jax.Array, j
   return strategy_PG, losses.group_advantages(r.correct_PGJ, 1, divide_by_std), zero_std_P
 
 
-def taught(r: Rewards) -> jax.Array:
-  """w_gj = c_gj mean_i c_gi, [P, K, G]: strategies that solved a sibling, by how they transfer.
-
-  A strategy that is right by coincidence is so on few of the family, and counts little.
-  """
-  weight_PGJ = r.correct_PGJ * r.correct_PGJ.mean(-1, keepdims=True)
-  return weight_PGJ[:, :, 1:].swapaxes(1, 2)
+def taught(families: Families, rollout: policy.Rollout, r: Rewards, config: Config):
+  """Each family's best strategy for all of its problems, weighted by its bound of success."""
+  P, J = families.length_PJ.shape
+  members = config.sgpo.siblings + 1 if config.sgpo.pooled else 1
+  tokens_FS, length_F, bound_F = rewards.proven(
+    rollout.strategy, r.correct_PGJ.sum(-1), jnp.full_like(r.reward_PG, J), members
+  )
+  # A row of families for each of its `members`, a column for each problem: one of both is 1.
+  spread = lambda x: jnp.broadcast_to(x.repeat(members, 0)[:, None], (P, J, *x.shape[1:]))
+  return policy.Taught(spread(tokens_FS), spread(length_F), spread(bound_F))
 
 
 @struct.dataclass
@@ -202,7 +205,7 @@ class Piece:
   advantage_PG: jax.Array  # of strategies; [P, G, S] where tokens differ
   advantage_PGJ: jax.Array  # of executions; [P, G, J, E] where tokens differ
   reference: policy.Scores | None  # of the reference parameters, where there is a KL term
-  taught_PKG: jax.Array | None = None  # how much each strategy is taught to each sibling
+  taught: policy.Taught | None = None  # strategies to imitate
 
 
 def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
@@ -212,23 +215,23 @@ def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
 
 
 def policy_loss(
-  params, piece: Piece, *, counts: tuple[jax.Array, jax.Array], lm: LM, config: Config,
+  params, piece: Piece, *, counts: tuple[jax.Array, ...], lm: LM, config: Config,
   symbols: Symbols,
 ) -> tuple[jax.Array, dict]:  # fmt: skip
   """weight * (L(strategy) + share * L(shared)) + L(execution) + kl * KL, means over tokens.
 
-  L(shared) teaches each sibling the strategies that solved it, -sum_{j>=1} w_gj log pi(s_g | x_j);
-  the pass that scores the executions scores them, too.
+  L(shared) = -w log pi(s | x) teaches every problem of a family the best strategy of all.
 
-  `counts` are the tokens of both segments in the whole batch: losses and metrics of pieces add up.
+  `counts` are the tokens of both segments in the whole batch, and of the strategies taught: losses
+  and metrics of pieces add up.
   """
   c, rollout = config.sgpo, piece.rollout
   scores = policy.score(
     lm, params, piece.families.prompt_PJT, piece.families.length_PJ, rollout,
-    symbols=symbols, temperature=config.sampling.temperature, siblings=c.share > 0,
+    symbols=symbols, temperature=config.sampling.temperature, taught=piece.taught,
   )  # fmt: skip
   strategy, execution = rollout.strategy, rollout.execution
-  (mask_s, mask_e), (count_s, count_e) = loss_masks(rollout), counts
+  (mask_s, mask_e), (count_s, count_e, *count_t) = loss_masks(rollout), counts
   clip = dict(clip_low=c.clip_low, clip_high=c.clip_high)
   strategy_loss, strategy_clip = losses.clipped_policy_gradient(
     scores.strategy_logp, strategy.logp_BL, piece.advantage_PG, mask_s, **clip, count=count_s
@@ -247,10 +250,11 @@ def policy_loss(
     "train/entropy": losses.masked_mean(scores.execution_entropy, mask_e, count_e),
     "train/logp_diff": losses.masked_mean(difference, mask_e, count_e),
   }
-  if piece.taught_PKG is not None:
-    mask = jnp.broadcast_to(mask_s[:, None], scores.sibling_logp.shape)
-    taught = piece.taught_PKG[..., None] * scores.sibling_logp
-    metrics["train/shared_loss"] = -losses.masked_mean(taught, mask, count_s)
+  if piece.taught is not None:
+    t = piece.taught
+    mask_t = within(t.length, t.tokens.shape[-1])
+    shared = t.weight[..., None] * scores.taught_logp
+    metrics["train/shared_loss"] = -losses.masked_mean(shared, mask_t, count_t[0])
     loss += c.strategy_weight * c.share * metrics["train/shared_loss"]
   if piece.reference is not None:
     kl = losses.kl_divergence(
@@ -267,6 +271,8 @@ def improve(
 ) -> tuple[TrainState, dict]:  # fmt: skip
   """`epochs` clipped policy-gradient updates on one rollout. Returns (state, metrics)."""
   counts = tuple(mask.sum() for mask in loss_masks(whole.rollout))
+  if whole.taught is not None:
+    counts += (whole.taught.length.sum(),)
   loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
   loss_fn = updates.on_policy(loss_fn, state, config)
 
@@ -290,8 +296,8 @@ def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbo
       lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
       symbols=symbols, temperature=config.sampling.temperature,
     )  # fmt: skip
-  taught_PKG = taught(r) if config.sgpo.share else None
-  whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference, taught_PKG)
+  best = taught(families, rollout, r, config) if config.sgpo.share else None
+  whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference, best)
   state, metrics = improve(state, whole, lm=lm, optimizer=optimizer, config=config, symbols=symbols)
   return state, metrics | {"rollout/zero_std_frac": zero_std_P.astype(jnp.float32).mean()}
 

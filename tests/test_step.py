@@ -13,6 +13,7 @@ import pytest
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
 from sgpo import policy, rewards, sharding, step, updates
+from sgpo.bank_math import lower_bound
 from sgpo.models import transformer
 from sgpo.types import NO_NUMBER, Families, Segment, TrainState, within
 
@@ -308,41 +309,52 @@ def test_pooled_families_write_strategies_on_every_member(config, symbols):
   assert int(after.step) == 1
 
 
-def test_strategies_are_taught_to_the_siblings_that_they_solved(config, symbols):
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_family_learns_its_best_strategy(config, symbols, pooled):
   families = make_families()
+  J = 1 + K
   rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
-  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  texts = 30 + np.arange(G) + np.array([0, 0, 0, 4])[:, None]  # family 3 writes others
+  tokens_PGS = rollout.strategy.tokens_BL.at[..., 0].set(texts)
+  rollout = policy.Rollout(rollout.strategy.replace(tokens_BL=tokens_PGS), rollout.execution)
   config = dataclasses.replace(
-    config, sgpo=dataclasses.replace(config.sgpo, share=0.5),
+    config, sgpo=dataclasses.replace(config.sgpo, share=0.5, pooled=pooled),
     reward=dataclasses.replace(config.reward, faithfulness=0.0),
   )  # fmt: skip
+  if pooled:  # the same texts, written by every problem of a family for itself
+    alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
+    rollout = policy.Rollout(
+      jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), rollout.strategy),
+      jax.tree.map(alone, rollout.execution),
+    )
+    families = step.flatten(families)
   lm = transformer.make_lm(config.model, V)
   params = talkative_params(config, symbols)
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
   r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
-  weight = step.taught(r)
-  np.testing.assert_allclose(
-    weight[0, :, 1], [0, 2 / 3], rtol=1e-6
-  )  # right on 2 of 3, not on j = 1
-  np.testing.assert_allclose(weight[2, :, 0], [0, 1 / 3], rtol=1e-6)
-  scores = policy.score(
-    lm, params, families.prompt_PJT, families.length_PJ, rollout,
-    symbols=symbols, temperature=1.0, siblings=True,
-  )  # fmt: skip
-  # A sibling's scores are those of a family of which it is the source.
-  turned = lambda x: jnp.roll(x, -1, axis=1)
-  other = policy.score(
-    lm, params, turned(families.prompt_PJT), turned(families.length_PJ),
-    policy.Rollout(rollout.strategy, jax.tree.map(turned, rollout.execution)),
-    symbols=symbols, temperature=1.0,
-  )  # fmt: skip
-  np.testing.assert_allclose(scores.sibling_logp[:, 0], other.strategy_logp, atol=1e-5)
-  zero = jnp.zeros((P, G))
-  piece = step.Piece(families, rollout, zero, jnp.zeros((P, G, 1 + K)), None, weight)
-  counts = tuple(mask.sum() for mask in step.loss_masks(rollout))
+  best = step.taught(families, rollout, r, config)
+  assert best.tokens.shape == (*families.length_PJ.shape, S)
+  rows = jax.tree.map(lambda x: x.reshape(P, J, *x.shape[2:]), best)
+  # Family 0's first strategy was right on 3 of 3, family 2's first on 1 of 3, like the others.
+  np.testing.assert_array_equal(rows.tokens[0, :, 0], 30)
+  np.testing.assert_allclose(rows.weight[0], lower_bound(3.0, 3.0), rtol=1e-6)
+  np.testing.assert_allclose(rows.weight[2], lower_bound(1.0, 3.0), rtol=1e-6)
+  np.testing.assert_allclose(rows.weight[3], 0, atol=1e-6)  # nothing was right
+  shape = r.correct_PGJ.shape
+  piece = step.Piece(families, rollout, jnp.zeros(shape[:2]), jnp.zeros(shape), None, best)
+  counts = (*(mask.sum() for mask in step.loss_masks(rollout)), best.length.sum())
   loss, metrics = step.policy_loss(
     params, piece, counts=counts, lm=lm, config=config, symbols=symbols
   )
-  per_text = np.asarray(scores.sibling_logp)[..., :2].sum(-1)  # strategies are of two tokens
-  expected = -(np.asarray(weight) * per_text).sum() / (P * G * 2)
+  # The same by a pass of its own for each problem.
+  flat = lambda x: x.reshape(P * J, *x.shape[2:])
+  prompts, lengths, tokens = map(flat, (families.prompt_PJT, families.length_PJ, best.tokens))
+  hidden, _ = policy.hidden_segments(
+    lm, params, prompts, lengths, tokens[:, None], flat(best.length)[:, None],
+    jnp.zeros((P * J, 1, E), jnp.int32), jnp.ones((P * J, 1), jnp.int32), symbols,
+  )  # fmt: skip
+  logp, _ = policy.token_scores(lm, params, hidden[:, 0], tokens, 1.0)
+  expected = -(np.asarray(logp)[:, :2].sum(-1) * np.asarray(best.weight).ravel()).sum()
+  expected /= P * J * 2
   assert float(metrics["train/shared_loss"]) == pytest.approx(expected, rel=1e-4)
   assert float(loss) == pytest.approx(0.5 * expected, rel=1e-4)

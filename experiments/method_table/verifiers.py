@@ -2,8 +2,8 @@
 
 python -m experiments.method_table.verifiers --runs=runs/method_table --seeds=0,1,2
 
-Each judge chooses among samples of its own run's policy. A process reward model scores a text by its
-least step, a reward model at its end.
+Each judge chooses among samples of its own run's policy. A process reward model scores a text by
+its least step, a reward model at its end.
 """
 
 import argparse

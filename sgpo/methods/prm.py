@@ -1,6 +1,6 @@
 """Reinforcement learning from a process reward model (PRM), and the scores of best-of-N.
 
-In the first `config.critic.steps` steps the policy samples and stays as it is. A PRM learns how
+For `config.critic.steps` steps the policy samples and stays as it is. A PRM learns how
 likely the right answer is from each step's end: labels come from executions continued there, as in
 Math-Shepherd (arXiv 2312.08935). Steps are the strategy, each `<<a*b=c>>`, and the answer. From
 then on a step's reward is r = 2 p - 1, and a token's return the least reward of its own step and
@@ -194,4 +194,5 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
     symbols=tokenizer.symbols,
   )  # fmt: skip
   step = partial(step_lib.graded_step, collect=base.collect, learn=half, symbols=tokenizer.symbols)
-  return base._replace(init=init, step=step, learn=half, sample_rows=None)
+  steps = config.critic.steps + config.sgpo.steps
+  return base._replace(init=init, step=step, learn=half, steps=steps, sample_rows=None)

@@ -1,6 +1,6 @@
 """RLHF (arXiv 2203.02155): a reward model from preferences, then PPO (arXiv 1707.06347).
 
-In the first `config.critic.steps` steps the policy samples and stays as it is, while a reward model
+For `config.critic.steps` steps the policy samples and stays as it is, while a reward model
 learns to prefer a right text to a wrong one on the same problem: the correctness of the answer
 stands for the people who compare. From then on the reward model alone pays, less a penalty on the
 divergence from the stage's start, and a value model, which starts from the reward model, is the
@@ -195,4 +195,5 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
     symbols=tokenizer.symbols,
   )  # fmt: skip
   step = partial(step_lib.graded_step, collect=base.collect, learn=half, symbols=tokenizer.symbols)
-  return base._replace(init=init, step=step, learn=half, sample_rows=None)
+  steps = config.critic.steps + config.sgpo.steps
+  return base._replace(init=init, step=step, learn=half, steps=steps, sample_rows=None)

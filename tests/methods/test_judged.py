@@ -182,12 +182,3 @@ def test_first_the_judge_learns_then_the_policy(method, flat, symbols):
     assert moved(one.critic["value"].params, judged(one)) == 0  # it starts from the reward model
     assert moved(one.critic["value"].params, two.critic["value"].params) > 0
     assert float(second["critic/value_loss"]) >= 0
-
-
-def test_judges_need_steps_for_the_policy_too():
-  with pytest.raises(ValueError, match="critic.steps = 7 leaves the policy none"):
-    config_lib.check(
-      config_lib.Config(
-        stages=("prm",), sgpo=config_lib.Sgpo(steps=7), critic=config_lib.Critic(steps=7)
-      )
-    )
