@@ -5,17 +5,20 @@ the transfer score, what it cost. Runs that have a record are not made again, on
 is resumed; delete a line to make its run anew.
 """
 
+import ast
 import concurrent.futures
 import dataclasses
 import json
 import os
 import queue
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from sgpo import config as config_lib
 from sgpo import files
 
 COSTS = ("generated", "read", "trained", "flops", "answers", "examples")
@@ -155,3 +158,30 @@ def run_all(
         means = " ".join(f"{name} {split['mean']:.3f}" for name, split in row["splits"].items())
         print(f"{row['name']} seed {row['seed']}: {means}", flush=True)
   return [records.find(job) for job in jobs]
+
+
+def results(
+  jobs: dict[str, list[Job]], out: str, config: str, folder: str, workers: int
+) -> dict[str, list[dict]]:
+  """The records of jobs by name, kept in OUT/records.jsonl; seeds one after another."""
+  store = Records(os.path.join(out, "records.jsonl"))
+  seeds = len(next(iter(jobs.values())))
+  run_all([row[i] for i in range(seeds) for row in jobs.values()], store, config, folder, workers)
+  return {name: [store.find(job) for job in row] for name, row in jobs.items()}
+
+
+def configured(path: str, options: Sequence[str]) -> config_lib.Config:
+  """The configuration of a file under options of `launch.py`, `--config.sgpo.steps=50`."""
+  config = runpy.run_path(path)["get_config"]()
+  for option in options:
+    name, _, value = option.removeprefix("--config.").partition("=")
+    *sections, key = name.split(".")
+    part = config
+    for section in sections:
+      part = part[section]
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # a word
+      pass
+    part[key] = value
+  return config_lib.read(config)

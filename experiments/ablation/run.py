@@ -6,12 +6,11 @@ Runs, records and flags are those of experiments/method_table; cold starts are s
 --runs is the same folder.
 """
 
-import os
 import sys
 
 from experiments import runs, tables
 from experiments.method_table import methods
-from experiments.method_table.run import COLD_STEPS, chosen, finish, header, parse
+from experiments.method_table.run import COLD_STEPS, chosen, finish, header, parser, settled
 
 SGPO = methods.SGPO
 FAMILIES = {  # K: sources, so that a step has as many executions
@@ -44,10 +43,9 @@ VARIANTS = {  # name: (stage, what it changes)
 
 def main() -> int:
   """Command line."""
-  args = parse(__doc__.splitlines()[0], runs="runs/method_table")
+  args = settled(parser(__doc__.splitlines()[0], "runs/method_table").parse_args())
   try:
     names = chosen(args, VARIANTS)
-    store = runs.Records(os.path.join(args.out, "records.jsonl"))
     cold = (*args.evaluation, *COLD_STEPS)
     jobs = {methods.COLD: [methods.cold(seed, cold) for seed in args.seeds]}
     for name in [n for n in STYLES if n in names]:
@@ -57,12 +55,10 @@ def main() -> int:
     for name in names:
       start = f"cold_{name}" if name in STYLES else methods.COLD
       jobs[name] = [methods.job(name, seed, *VARIANTS[name], options, start) for seed in args.seeds]
-    by_seed = [row[i] for i in range(len(args.seeds)) for row in jobs.values()]
-    runs.run_all(by_seed, store, args.config, args.runs, args.workers)
+    found = runs.results(jobs, args.out, args.config, args.runs, args.workers)
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  found = {name: [store.find(job) for job in row] for name, row in jobs.items()}
   parts = [header(args, found, "ablation"), tables.accuracy(found)]
   if "sgpo" in found:
     others = [name for name in found if name not in ("sgpo", methods.COLD)]

@@ -10,6 +10,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from experiments import runs, tables
 from experiments.method_table import methods
@@ -23,17 +25,21 @@ PRESETS = {  # options of every run, options of methods, seeds
 COLD_STEPS = ("--config.sft.steps=900",)
 
 
-def parse(description: str, **defaults: str) -> argparse.Namespace:
+def parser(description: str, runs_folder: str) -> argparse.ArgumentParser:
   """The flags that comparisons share."""
-  parser = argparse.ArgumentParser(description=description)
-  parser.add_argument("--preset", choices=list(PRESETS), default="full")
-  parser.add_argument("--seeds", default="", help="by commas; those of the preset unless given")
-  parser.add_argument("--methods", default="", help="names by commas; all unless given")
-  parser.add_argument("--config", default="configs/word_problems.py")
-  parser.add_argument("--runs", default=defaults["runs"], help="folder of the runs")
-  parser.add_argument("--workers", type=int, default=2, help="runs at a time, a core each")
-  parser.add_argument("--out", default="", help="folder of records and results; else that of runs")
-  args = parser.parse_args()
+  flags = argparse.ArgumentParser(description=description)
+  flags.add_argument("--preset", choices=list(PRESETS), default="full")
+  flags.add_argument("--seeds", default="", help="by commas; those of the preset unless given")
+  flags.add_argument("--methods", default="", help="names by commas; all unless given")
+  flags.add_argument("--config", default="configs/word_problems.py")
+  flags.add_argument("--runs", default=runs_folder, help="folder of the runs")
+  flags.add_argument("--workers", type=int, default=2, help="runs at a time, a core each")
+  flags.add_argument("--out", default="", help="folder of records and results; else that of runs")
+  return flags
+
+
+def settled(args: argparse.Namespace) -> argparse.Namespace:
+  """The flags with what their preset says."""
   args.runs += "" if args.preset == "full" else f"_{args.preset}"
   args.out = args.out or args.runs
   args.evaluation, args.options, seeds = PRESETS[args.preset]
@@ -60,10 +66,7 @@ def results(args: argparse.Namespace, known: dict, names: list[str]) -> tables.R
   options = (*args.evaluation, *args.options)
   for name in names:
     jobs[name] = [methods.job(name, seed, *known[name], options) for seed in args.seeds]
-  by_seed = [row[i] for i in range(len(args.seeds)) for row in jobs.values()]
-  store = runs.Records(os.path.join(args.out, "records.jsonl"))
-  runs.run_all(by_seed, store, args.config, args.runs, args.workers)
-  return {name: [store.find(job) for job in row] for name, row in jobs.items()}
+  return runs.results(jobs, args.out, args.config, args.runs, args.workers)
 
 
 def header(args: argparse.Namespace, found: tables.Results, module: str) -> str:
@@ -106,7 +109,9 @@ def report(args: argparse.Namespace, found: tables.Results) -> str:
   return "\n".join(out)
 
 
-def finish(args: argparse.Namespace, found: tables.Results, text: str) -> int:
+def finish(
+  args: argparse.Namespace, found: tables.Results, text: str, picture: Callable | None = None
+) -> int:
   """Prints and writes the table and its picture, unless a control does not fail."""
   if broken := tables.broken_controls(found):
     print("no table, since controls do not fail:\n  " + "\n  ".join(broken), file=sys.stderr)
@@ -120,13 +125,13 @@ def finish(args: argparse.Namespace, found: tables.Results, text: str) -> int:
   }
   with open(os.path.join(args.out, "result.json"), "w", encoding="utf-8") as file:
     json.dump(summary, file, indent=1)
-  tables.picture(found, os.path.join(args.out, "result.svg"))
+  (picture or partial(tables.picture, found))(os.path.join(args.out, "result.svg"))
   return 0
 
 
 def main() -> int:
   """Command line."""
-  args = parse(__doc__.splitlines()[0], runs="runs/method_table")
+  args = settled(parser(__doc__.splitlines()[0], "runs/method_table").parse_args())
   try:
     found = results(args, methods.METHODS, chosen(args, methods.METHODS))
   except (ValueError, RuntimeError) as error:

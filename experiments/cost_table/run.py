@@ -1,0 +1,184 @@
+"""Table 2: what each method learns from, how it generalizes, what a step costs, what data it needs.
+
+python -m experiments.cost_table.run --seeds=0,1,2 --out=experiments/cost_table
+
+Accuracies are those of experiments/method_table, whose records must be there (--table). Seconds of
+a step are taken here, the methods in turn. Curves over the data are runs of their own.
+"""
+
+import statistics
+import sys
+import time
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import runs, tables
+from experiments.method_table import methods
+from experiments.method_table.run import COLD_STEPS, finish, header, parser, settled
+from sgpo import allocator, policy
+from sgpo.data import make_dataset
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.methods.registry import METHODS
+from sgpo.report import charts
+
+SIGNALS = {
+  "sft": "worked examples",
+  "rft": "own right answers, imitated",
+  "grpo": "right answers, relative to a group",
+  "rlhf": "preferences, through a reward model",
+  "prm": "steps, through a process reward model, and right answers",
+  "sgpo": "right answers of a strategy on all problems of a class",
+}
+WORKED = (250, 800, 2500, 8000)  # worked examples of the cold start
+FAMILIES = (16, 64, 256)  # families of 4 answered problems, again and again
+LEARNERS = ("grpo", "sgpo")  # whose curves are drawn behind each cold start
+OUT_OF_DISTRIBUTION = ("num", "lex", "distract", "len", "comp", "cls", "cross")
+
+
+def seconds(options: tuple[str, ...], path: str, rounds: int) -> dict[str, list[float]]:
+  """Seconds of a policy's step of each method, the methods in turn, on fresh parameters."""
+  base = runs.configured(path, options)
+  dataset = make_dataset(base.data)
+  tokenizer = Tokenizer.train(dataset.texts(), base.data.vocab_size)
+  params = policy.init_params(base, tokenizer.vocab_size, jax.random.key(0))
+  made, out = {}, {}
+  for name, (stage, changes) in methods.METHODS.items():
+    chosen = runs.configured(path, (*options, *methods.COMMON, *changes, "--config.critic.steps=0"))
+    method = METHODS[stage](chosen, dataset, tokenizer, None)
+    step = jax.jit(method.step, donate_argnums=0)
+    made[name] = [jax.jit(method.init)(params), next(method.batches(0)), step]
+    out[name] = []
+  for turn in range(rounds + 1):
+    for name, kept in made.items():
+      began = time.perf_counter()
+      kept[0], metrics = kept[2](kept[0], kept[1], jax.random.key(turn))
+      jax.block_until_ready((kept[0], metrics))
+      out[name].append(time.perf_counter() - began)
+  return {name: values[1:] for name, values in out.items()}
+
+
+def curve_jobs(args) -> dict[str, list[runs.Job]]:
+  """The runs of both curves, by the point and the method."""
+  options = (*args.evaluation, *args.options)
+  jobs = {}
+  for size in WORKED:
+    worked = f"--config.data.worked_examples={size}"
+    cold = f"cold_w{size}"
+    jobs[cold] = [
+      methods.cold(s, (*args.evaluation, *COLD_STEPS, worked), cold) for s in args.seeds
+    ]
+    for name in LEARNERS:
+      stage, changes = methods.METHODS[name]
+      jobs[f"{name}_w{size}"] = [
+        methods.job(f"{name}_w{size}", s, stage, (*changes, worked), options, cold)
+        for s in args.seeds
+      ]
+  jobs[methods.COLD] = [methods.cold(s, (*args.evaluation, *COLD_STEPS)) for s in args.seeds]
+  for size in FAMILIES:
+    for name in LEARNERS:
+      stage, changes = methods.METHODS[name]
+      few = (*changes, f"--config.data.families={size}")
+      jobs[f"{name}_f{size}"] = [
+        methods.job(f"{name}_f{size}", s, stage, few, options) for s in args.seeds
+      ]
+  return jobs
+
+
+def per_step(record: dict) -> float:
+  """Operations of a step."""
+  return record["cost"]["flops"] / record["steps"]
+
+
+def main_table(table: tables.Results, timed: dict[str, list[float]]) -> str:
+  """Signal, generalization and cost of each method."""
+  body = []
+  for name, records in table.items():
+    if name not in SIGNALS:
+      continue
+    ratios = [a / b for a, b in zip(timed[name], timed["grpo"], strict=True)]
+    flops = np.mean([per_step(r) for r in records]) / np.mean([per_step(r) for r in table["grpo"]])
+    total = [sum(r["cost"]["flops"] for r in found) for found in (records, table["grpo"])]
+    ood = tables.cell(tables.interval(tables.scores(records, OUT_OF_DISTRIBUTION)))
+    body.append([
+      name, SIGNALS[name], ood, f"{statistics.median(ratios):.2f}", f"{flops:.2f}",
+      f"{total[0] / total[1]:.2f}", f"{tables.mean(records, lambda r: r['cost']['answers']):,.0f}",
+    ])  # fmt: skip
+  head = ["method", "training signal", "out of distribution", "seconds of a step / GRPO",
+          "FLOPs of a step / GRPO", "FLOPs of the run / GRPO", "answers used"]  # fmt: skip
+  return tables.rows(head, body)
+
+
+def curve_table(found: tables.Results, title: str, names: list[str], sizes) -> str:
+  """Accuracy out of distribution against an amount of data."""
+  body = []
+  for size in sizes:
+    cells = [tables.cell(tables.interval(tables.scores(found[n.format(size)], OUT_OF_DISTRIBUTION)))
+             for n in names]  # fmt: skip
+    body.append([f"{size:,}", *cells])
+  return tables.rows([title, *(n.split("_")[0] for n in names)], body)
+
+
+def picture(found: tables.Results, path: str) -> None:
+  """Both curves."""
+  colors = dict(cold=charts.BEFORE, grpo=charts.BANK, sgpo=charts.AFTER)
+  panels = (("worked examples", WORKED, ("cold", *LEARNERS), "{}_w{}"),
+            ("answered problems", FAMILIES, LEARNERS, "{}_f{}"))  # fmt: skip
+  with matplotlib.rc_context(charts.STYLE | {"svg.fonttype": "path"}):
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axis, (title, sizes, names, key) in zip(
+      figure.subplots(1, 2, sharey=True), panels, strict=True
+    ):
+      for name in names:
+        i = [tables.interval(tables.scores(found[key.format(name, n)], OUT_OF_DISTRIBUTION))
+             for n in sizes]  # fmt: skip
+        x = np.array(sizes) * (4 if "answered" in title else 1)
+        axis.fill_between(x, [v["low"] for v in i], [v["high"] for v in i], alpha=0.15,
+                          color=colors[name], lw=0)  # fmt: skip
+        axis.plot(x, [v["mean"] for v in i], "o-", ms=4, color=colors[name], label=name)
+      axis.set_xscale("log")
+      axis.set_xticks(x, [f"{v:,}" for v in x])
+      axis.minorticks_off()
+      axis.set_xlabel(title)
+      axis.legend(frameon=False)
+      axis.set_title("mean accuracy out of distribution")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> int:
+  """Command line."""
+  flags = parser(__doc__.splitlines()[0], "runs/method_table")
+  flags.add_argument("--table", default="experiments/method_table/records.jsonl")
+  flags.add_argument("--rounds", type=int, default=7)
+  args = settled(flags.parse_args())
+  allocator.keep_heap()
+  store = runs.Records(args.table)
+  table = {
+    name: [row for row in store.rows.values() if row["name"] == name and row["seed"] in args.seeds]
+    for name in methods.METHODS
+  }
+  if missing := [name for name, records in table.items() if len(records) != len(args.seeds)]:
+    print(f"error: {args.table} lacks runs of {', '.join(missing)}; make them with "
+          "python -m experiments.method_table.run", file=sys.stderr)  # fmt: skip
+    return 1
+  timed = seconds((*args.evaluation, *args.options), args.config, args.rounds)
+  jobs = curve_jobs(args)
+  try:
+    found = runs.results(jobs, args.out, args.config, args.runs, args.workers)
+  except (ValueError, RuntimeError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  worked = ["cold_w{}", *(f"{name}_w{{}}" for name in LEARNERS)]
+  pools = [f"{name}_f{{}}" for name in LEARNERS]
+  text = "\n".join([
+    header(args, table, "cost_table"), main_table(table, timed),
+    curve_table(found, "worked examples", worked, WORKED),
+    curve_table(found, "families of 4 answered problems", pools, FAMILIES),
+  ])  # fmt: skip
+  return finish(args, table, text, lambda path: picture(found, path))
+
+
+if __name__ == "__main__":
+  sys.exit(main())
