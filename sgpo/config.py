@@ -124,6 +124,7 @@ class Sgpo:
   clip_low: float = 0.2  # PPO: ratio >= 1 - clip_low
   clip_high: float = 0.2  # PPO: ratio <= 1 + clip_high
   divide_by_std: bool = False  # of the group, in the advantages
+  execution_baseline: bool = True  # an execution is judged against its group, or imitated if right
   strategy_weight: float = 1.0  # of the strategy segment's loss
   kl: float = 0.0  # weight of KL(policy || reference); 0 computes none
   overlap: bool = True  # while the host grades a batch, the next is sampled, one update behind

@@ -170,18 +170,23 @@ def _written(segment) -> jax.Array:
   return within(segment.length_B, segment.tokens_BL.shape[-1])
 
 
-def advantages(r: Rewards, divide_by_std: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+def advantages(r: Rewards, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(strategy_PG, execution_PGJ, zero_std_P).
 
   A strategy answers for its reward, an execution for its own problem alone. A group whose raw
   correctness varies on no problem, siblings included, teaches its strategies nothing, whatever the
-  shaping terms say.
+  shaping terms say. Without their baseline, right executions are imitated and wrong ones are not
+  avoided.
   """
+  c = config.sgpo
   zero_std_P = (r.correct_PGJ.max(1) == r.correct_PGJ.min(1)).all(-1)
   zero_std_P &= r.transfer_PG.max(1) == r.transfer_PG.min(1)
-  strategy_PG = losses.group_advantages(r.reward_PG, 1, divide_by_std)
+  strategy_PG = losses.group_advantages(r.reward_PG, 1, c.divide_by_std)
   strategy_PG = jnp.where(zero_std_P[:, None], 0.0, strategy_PG)
-  return strategy_PG, losses.group_advantages(r.correct_PGJ, 1, divide_by_std), zero_std_P
+  execution_PGJ = r.correct_PGJ
+  if c.execution_baseline:
+    execution_PGJ = losses.group_advantages(r.correct_PGJ, 1, c.divide_by_std)
+  return strategy_PG, execution_PGJ, zero_std_P
 
 
 def taught(families: Families, rollout: policy.Rollout, r: Rewards, config: Config):
@@ -289,7 +294,7 @@ def improve(
 
 def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbols):
   """The policy's updates by the rewards of a rollout. Returns (state, metrics)."""
-  advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config.sgpo.divide_by_std)
+  advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config)
   reference = None
   if config.sgpo.kl:
     reference = policy.score(

@@ -208,7 +208,7 @@ def test_rewards_and_advantages_by_hand(config, symbols):
   r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   np.testing.assert_allclose(r.correct_PGJ, CORRECT)
   np.testing.assert_allclose(r.reward_PG[0], [3.3, 2.3, 1.3, 0.3], rtol=1e-6)
-  strategy, execution, zero = step.advantages(r, divide_by_std=False)
+  strategy, execution, zero = step.advantages(r, config)
   np.testing.assert_allclose(strategy[0], [1.5, 0.5, -0.5, -1.5], rtol=1e-5)
   np.testing.assert_allclose(strategy[1], 0, atol=1e-6)
   np.testing.assert_array_equal(zero, [False, True, False, True])
@@ -216,6 +216,9 @@ def test_rewards_and_advantages_by_hand(config, symbols):
   np.testing.assert_allclose(execution[0, :, 1], [0.5, -0.5, 0.5, -0.5])
   np.testing.assert_allclose(execution[2, :, 1], [-0.5, -0.5, 0.5, 0.5])
   np.testing.assert_allclose(execution[3], 0)
+  imitating = dataclasses.replace(config.sgpo, execution_baseline=False)
+  _, execution, _ = step.advantages(r, dataclasses.replace(config, sgpo=imitating))
+  np.testing.assert_allclose(execution, CORRECT)
 
 
 def test_non_finite_gradients_skip_the_update(config, symbols):

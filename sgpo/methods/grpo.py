@@ -34,6 +34,7 @@ def outcome_only(config: Config) -> Config:
       siblings=0,
       pooled=False,
       share=0.0,
+      execution_baseline=True,
     ),
   )
 

@@ -53,7 +53,7 @@ def test_grpo_pays_the_outcome_to_the_whole_trajectory(flat, symbols):
   r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   correct = np.asarray(grades.correct)[:, 0]
   np.testing.assert_allclose(r.reward_PG, correct)
-  strategy, execution, zero = step.advantages(r, divide_by_std=False)
+  strategy, execution, zero = step.advantages(r, config)
   np.testing.assert_allclose(strategy, correct - correct.mean(1, keepdims=True), atol=1e-6)
   np.testing.assert_allclose(execution[:, :, 0], strategy, atol=1e-6)
   assert zero.tolist() == [len(set(row)) == 1 for row in correct.tolist()]
