@@ -20,6 +20,14 @@ PANELS = (  # title, {metric: its label}
   ),
   ("entropy, nats a token", {"train/strategy_entropy": "strategy", "train/entropy": "execution"}),
   ("gradient norm", {"train/grad_norm": ""}),
+  (
+    "right judgements of the reward model",
+    {
+      "critic/pair_accuracy": "pairs",
+      "critic/step_accuracy": "steps",
+      "critic/text_accuracy": "texts",
+    },
+  ),
   ("entries of the bank", {"bank/size": "all", "bank/active": "retrievable"}),
 )
 MAP_POINTS = 3000  # more would make the page heavy
