@@ -389,6 +389,11 @@ def check(config: Config) -> None:
     raise ValueError(
       f"config.sgpo.share = {config.sgpo.share} teaches siblings: set config.sgpo.siblings above 0"
     )
+  if "prm" in config.stages and config.reward.grader != "digits":
+    raise ValueError(
+      f"config.stages = {config.stages}: prm labels steps on the device; set config.reward.grader "
+      f"= 'digits' instead of {config.reward.grader!r}"
+    )
   if 0 < config.bank.capacity < config.bank.retrieved:
     raise ValueError(
       f"config.bank.retrieved = {config.bank.retrieved} exceeds capacity = {config.bank.capacity}"

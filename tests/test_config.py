@@ -83,6 +83,21 @@ def test_shipped_configs_are_valid(path):
   assert "--config=configs/" in namespace["__doc__"]
 
 
+def test_what_does_not_fit_together_is_named():
+  config = config_lib.Config()
+  change = dataclasses.replace
+  for wrong, message in (
+    (change(config, sgpo=config_lib.Sgpo(share=0.5, siblings=0)), "set config.sgpo.siblings above"),
+    (
+      change(config, stages=("prm",), reward=config_lib.Reward(grader="math")),
+      "config.reward.grader = 'digits' instead of 'math'",
+    ),
+    (change(config, critic=config_lib.Critic(rollouts=0)), "critic.rollouts = 0 must be positive"),
+  ):
+    with pytest.raises(ValueError, match=re.escape(message)):
+      config_lib.check(wrong)
+
+
 def test_a_run_of_an_older_version_is_read_with_defaults():
   values = dataclasses.asdict(dataclasses.replace(config_lib.Config(), seed=7))
   del values["lora"], values["sgpo"]["pooled"]
