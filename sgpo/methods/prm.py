@@ -18,8 +18,7 @@ from flax import struct
 from sgpo import cost, critics, losses, policy, rewards, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
-from sgpo.methods import Method, grpo, sgpo
-from sgpo.models import transformer
+from sgpo.methods import Method, judged
 from sgpo.models.transformer import LM
 from sgpo.types import Families, Segment, Symbols, TrainState, slots
 
@@ -157,8 +156,8 @@ def learn(
     return state, metrics | base | {name: base[name] + value for name, value in more.items()}
 
   def improve(state):
-    judged = state.critic["process"].params
-    _, logit_PGE = critics.scores(lm, judged, families, rollout, symbols)
+    judge_params = state.critic["process"].params
+    _, logit_PGE = critics.scores(lm, judge_params, families, rollout, symbols)
     ends_PGE = step_ends(rollout.execution, symbols)
     reward_PGE = 2 * jax.nn.sigmoid(logit_PGE) - 1
     strategy_PG, execution_PGE = advantages(reward_PGE, ends_PGE, correct_PG, config.critic.process)
@@ -180,19 +179,5 @@ def learn(
 
 
 def make(config: Config, dataset, tokenizer, mesh) -> Method:
-  """Binds RL from process rewards to a configuration: batch and optimizer are config.sgpo's."""
-  base = grpo.make(config, dataset, tokenizer, mesh)
-  judge = critics.make_optimizer(config)
-
-  def init(params) -> TrainState:
-    critic = critics.init(params, config.model.width, judge)
-    return base.init(params).replace(critic={"process": critic})
-
-  half = partial(
-    learn, lm=transformer.make_lm(config.model, tokenizer.vocab_size),
-    optimizer=sgpo.make_optimizer(config), judge=judge, config=grpo.outcome_only(config),
-    symbols=tokenizer.symbols,
-  )  # fmt: skip
-  step = partial(step_lib.graded_step, collect=base.collect, learn=half, symbols=tokenizer.symbols)
-  steps = config.critic.steps + config.sgpo.steps
-  return base._replace(init=init, step=step, learn=half, steps=steps, sample_rows=None)
+  """Binds RL from process rewards to a configuration."""
+  return judged.make(learn, ("process",), config, dataset, tokenizer, mesh)

@@ -17,8 +17,7 @@ from flax import struct
 from sgpo import cost, critics, losses, policy, rewards, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
-from sgpo.methods import Method, grpo, sgpo
-from sgpo.models import transformer
+from sgpo.methods import Method, judged
 from sgpo.models.transformer import LM
 from sgpo.types import Families, Symbols, TrainState
 
@@ -181,19 +180,5 @@ def learn(
 
 
 def make(config: Config, dataset, tokenizer, mesh) -> Method:
-  """Binds RLHF to a configuration: batch and policy's optimizer are those of config.sgpo."""
-  base = grpo.make(config, dataset, tokenizer, mesh)
-  judge = critics.make_optimizer(config)
-
-  def init(params) -> TrainState:
-    start = partial(critics.init, params, config.model.width, judge)
-    return base.init(params).replace(critic={"reward": start(), "value": start()})
-
-  half = partial(
-    learn, lm=transformer.make_lm(config.model, tokenizer.vocab_size),
-    optimizer=sgpo.make_optimizer(config), judge=judge, config=grpo.outcome_only(config),
-    symbols=tokenizer.symbols,
-  )  # fmt: skip
-  step = partial(step_lib.graded_step, collect=base.collect, learn=half, symbols=tokenizer.symbols)
-  steps = config.critic.steps + config.sgpo.steps
-  return base._replace(init=init, step=step, learn=half, steps=steps, sample_rows=None)
+  """Binds RLHF to a configuration."""
+  return judged.make(learn, ("reward", "value"), config, dataset, tokenizer, mesh)

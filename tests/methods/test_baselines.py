@@ -12,24 +12,11 @@ from sgpo import config as config_lib
 from sgpo import policy, rewards, step
 from sgpo.data import make_dataset
 from sgpo.data.tokenizers import Tokenizer
-from sgpo.methods import grpo, rft, sft
+from sgpo.methods import rft, sft
 from sgpo.models import transformer
 from tests.test_step import CORRECT, G, K, P, V, config, fake_rollout, make_families  # noqa: F401
 
 J = 1 + K
-
-
-@pytest.fixture
-def flat(config, symbols):  # noqa: F811
-  """(configuration, families, rollout) of P * J problems alone, with correctness by hand."""
-  families = make_families()
-  rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
-  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
-  rollout = policy.Rollout(
-    strategy=jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), rollout.strategy),
-    execution=jax.tree.map(alone, rollout.execution),
-  )
-  return grpo.outcome_only(config), step.flatten(families), rollout
 
 
 def test_families_become_problems_alone():

@@ -11,7 +11,7 @@ import pytest
 
 from sgpo import config as config_lib
 from sgpo import critics, policy, rewards, step
-from sgpo.methods import grpo, prm, rlhf
+from sgpo.methods import prm, rlhf
 from sgpo.models import transformer
 from sgpo.types import Segment
 from tests.test_step import (  # noqa: F401
@@ -27,21 +27,6 @@ from tests.test_step import (  # noqa: F401
 )
 
 J = 1 + K
-
-
-@pytest.fixture
-def flat(config, symbols):  # noqa: F811
-  """(configuration, families, rollout, grades) of P * J problems alone."""
-  families = make_families()
-  rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
-  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
-  rollout = policy.Rollout(
-    strategy=jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), rollout.strategy),
-    execution=jax.tree.map(alone, rollout.execution),
-  )
-  families = step.flatten(families)
-  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
-  return grpo.outcome_only(config), families, rollout, grades
 
 
 def slow_advantages(reward, value, mask, decay):
@@ -68,7 +53,8 @@ def test_generalised_advantages_skip_the_calculator():
 
 
 def test_preferences_are_bradley_terry_over_right_and_wrong(flat, symbols):
-  config, families, rollout, grades = flat  # noqa: F811
+  config, families, rollout = flat  # noqa: F811
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
   lm = transformer.make_lm(config.model, V)
   params = critics.init(lm.init(jax.random.key(3)), config.model.width, optax.sgd(1.0)).params
   params["score"] = jax.random.normal(jax.random.key(4), (config.model.width,))
@@ -153,7 +139,8 @@ def test_continued_executions_are_what_the_policy_would_have_written(config, sym
 
 @pytest.mark.parametrize("method", [rlhf, prm])
 def test_first_the_judge_learns_then_the_policy(method, flat, symbols):
-  config, families, rollout, grades = flat  # noqa: F811
+  config, families, rollout = flat  # noqa: F811
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
   config = dataclasses.replace(config, critic=config_lib.Critic(steps=1, rollouts=2))
   lm, optimizer, judge = transformer.make_lm(config.model, V), optax.sgd(0.1), optax.sgd(0.5)
   # The judge's head starts at 0: a step for it, and the decoder under it has a gradient, too.

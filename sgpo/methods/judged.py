@@ -1,0 +1,37 @@
+"""What methods with a learnt judge share: GRPO's sampling, and judges in the state."""
+
+from collections.abc import Callable
+from functools import partial
+
+from sgpo import critics
+from sgpo import step as step_lib
+from sgpo.config import Config
+from sgpo.methods import Method, grpo, sgpo
+from sgpo.models import transformer
+from sgpo.types import TrainState
+
+
+def make(
+  learn: Callable, judges: tuple[str, ...], config: Config, dataset, tokenizer, mesh
+) -> Method:
+  """GRPO with another second half: batch and policy's optimizer are those of config.sgpo.
+
+  Args:
+    learn: (state, collected, grades, *, lm, optimizer, judge, config, symbols) -> (state, metrics).
+    judges: names in `TrainState.critic`; each starts from the stage's parameters.
+  """
+  base = grpo.make(config, dataset, tokenizer, mesh)
+  judge = critics.make_optimizer(config)
+
+  def init(params) -> TrainState:
+    start = lambda: critics.init(params, config.model.width, judge)
+    return base.init(params).replace(critic={name: start() for name in judges})
+
+  half = partial(
+    learn, lm=transformer.make_lm(config.model, tokenizer.vocab_size),
+    optimizer=sgpo.make_optimizer(config), judge=judge, config=grpo.outcome_only(config),
+    symbols=tokenizer.symbols,
+  )  # fmt: skip
+  step = partial(step_lib.graded_step, collect=base.collect, learn=half, symbols=tokenizer.symbols)
+  steps = config.critic.steps + config.sgpo.steps
+  return base._replace(init=init, step=step, learn=half, steps=steps, sample_rows=None)
