@@ -31,7 +31,8 @@ VARIANTS = {  # name: (stage, what it changes)
                          "--config.reward.leak=0.05", "--config.reward.faithfulness=0.05")),
   "bank": ("sgpo", (*SGPO, "--config.bank.capacity=1024", "--config.bank.retrieved=2",
                     "--config.room.prompt=80")),
-  "pooled": ("sgpo", (*SGPO, "--config.sgpo.share=0.0", "--config.sgpo.pooled=True")),
+  "source": ("sgpo", (*SGPO, "--config.sgpo.pooled=False")),
+  "judged_executions": ("sgpo", (*SGPO, "--config.sgpo.execution_baseline=True")),
   **{
     f"K_{k}": ("sgpo", (*SGPO, f"--config.sgpo.siblings={k}", f"--config.sgpo.sources={sources}",
                         f"--config.sgpo.microbatches={min(8, sources)}"))

@@ -11,7 +11,10 @@ OUTCOMES = (  # of SGPO: what right answers say, without the shaping terms
   "--config.reward.form=0.0", "--config.reward.leak=0.0", "--config.reward.agreement=0.0",
   "--config.reward.faithfulness=0.0",
 )  # fmt: skip
-SGPO = ("--config.sgpo.share=1.0", "--config.bank.capacity=0", *OUTCOMES)
+SGPO = (  # all problems of a family write strategies and share what these are worth
+  "--config.sgpo.pooled=True", "--config.sgpo.share=1.0", "--config.sgpo.execution_baseline=False",
+  "--config.bank.capacity=0", *OUTCOMES,
+)  # fmt: skip
 RATES = {  # learning rate of each stage
   "sft_more": 3e-4, "rft": 3e-4, "grpo": 3e-4, "rlhf": 3e-4, "prm": 3e-4, "sgpo": 3e-4,
 }  # fmt: skip

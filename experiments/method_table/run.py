@@ -18,9 +18,9 @@ from experiments.method_table import methods
 
 PRESETS = {  # options of every run, options of methods, seeds
   "full": (("--config.eval.problems=512", "--config.eval.transfer_pairs=512"),
-           ("--config.sgpo.steps=60", "--config.critic.steps=12"), "0,1,2,3,4"),
+           ("--config.sgpo.steps=50", "--config.critic.steps=40"), "0,1,2,3,4"),
   "quick": (("--config.eval.problems=128", "--config.eval.transfer_pairs=128"),
-            ("--config.sgpo.steps=10", "--config.critic.steps=3"), "0,1"),
+            ("--config.sgpo.steps=10", "--config.critic.steps=8"), "0,1"),
 }  # fmt: skip
 COLD_STEPS = ("--config.sft.steps=900",)
 
