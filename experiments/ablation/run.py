@@ -10,7 +10,7 @@ import sys
 
 from experiments import runs, tables
 from experiments.method_table import methods
-from experiments.method_table.run import COLD_STEPS, chosen, finish, header, parser, settled
+from experiments.method_table.run import chosen, finish, header, parser, settled
 
 SGPO = methods.SGPO
 FAMILIES = {  # K: sources, so that a step has as many executions
@@ -47,15 +47,15 @@ def main() -> int:
   args = settled(parser(__doc__.splitlines()[0], "runs/method_table").parse_args())
   try:
     names = chosen(args, VARIANTS)
-    cold = (*args.evaluation, *COLD_STEPS)
-    jobs = {methods.COLD: [methods.cold(seed, cold) for seed in args.seeds]}
+    jobs = {methods.COLD: [methods.cold(seed, args.cold) for seed in args.seeds]}
     for name in [n for n in STYLES if n in names]:
-      options = (*cold, *STYLES[name])
-      jobs[f"cold_{name}"] = [methods.cold(s, options, f"cold_{name}") for s in args.seeds]
-    options = (*args.evaluation, *args.options)
+      cold = (*args.cold, *STYLES[name])
+      jobs[f"cold_{name}"] = [methods.cold(s, cold, f"cold_{name}") for s in args.seeds]
     for name in names:
       start = f"cold_{name}" if name in STYLES else methods.COLD
-      jobs[name] = [methods.job(name, seed, *VARIANTS[name], options, start) for seed in args.seeds]
+      jobs[name] = [
+        methods.job(name, seed, *VARIANTS[name], args.options, start) for seed in args.seeds
+      ]
     found = runs.results(jobs, args.out, args.config, args.runs, args.workers)
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments import runs, tables
 from experiments.method_table import methods
-from experiments.method_table.run import COLD_STEPS, finish, header, parser, settled
+from experiments.method_table.run import finish, header, parser, settled
 from sgpo import allocator, policy
 from sgpo.data import make_dataset
 from sgpo.data.tokenizers import Tokenizer
@@ -62,27 +62,24 @@ def seconds(options: tuple[str, ...], path: str, rounds: int) -> dict[str, list[
 
 def curve_jobs(args) -> dict[str, list[runs.Job]]:
   """The runs of both curves, by the point and the method."""
-  options = (*args.evaluation, *args.options)
   jobs = {}
   for size in WORKED:
     worked = f"--config.data.worked_examples={size}"
     cold = f"cold_w{size}"
-    jobs[cold] = [
-      methods.cold(s, (*args.evaluation, *COLD_STEPS, worked), cold) for s in args.seeds
-    ]
+    jobs[cold] = [methods.cold(s, (*args.cold, worked), cold) for s in args.seeds]
     for name in LEARNERS:
       stage, changes = methods.METHODS[name]
       jobs[f"{name}_w{size}"] = [
-        methods.job(f"{name}_w{size}", s, stage, (*changes, worked), options, cold)
+        methods.job(f"{name}_w{size}", s, stage, (*changes, worked), args.options, cold)
         for s in args.seeds
       ]
-  jobs[methods.COLD] = [methods.cold(s, (*args.evaluation, *COLD_STEPS)) for s in args.seeds]
+  jobs[methods.COLD] = [methods.cold(s, args.cold) for s in args.seeds]
   for size in FAMILIES:
     for name in LEARNERS:
       stage, changes = methods.METHODS[name]
       few = (*changes, f"--config.data.families={size}")
       jobs[f"{name}_f{size}"] = [
-        methods.job(f"{name}_f{size}", s, stage, few, options) for s in args.seeds
+        methods.job(f"{name}_f{size}", s, stage, few, args.options) for s in args.seeds
       ]
   return jobs
 
@@ -163,7 +160,7 @@ def main() -> int:
     print(f"error: {args.table} lacks runs of {', '.join(missing)}; make them with "
           "python -m experiments.method_table.run", file=sys.stderr)  # fmt: skip
     return 1
-  timed = seconds((*args.evaluation, *args.options), args.config, args.rounds)
+  timed = seconds(args.options, args.config, args.rounds)
   jobs = curve_jobs(args)
   try:
     found = runs.results(jobs, args.out, args.config, args.runs, args.workers)

@@ -16,13 +16,20 @@ from functools import partial
 from experiments import runs, tables
 from experiments.method_table import methods
 
-PRESETS = {  # options of every run, options of methods, seeds
-  "full": (("--config.eval.problems=512", "--config.eval.transfer_pairs=512"),
-           ("--config.sgpo.steps=50", "--config.critic.steps=40"), "0,1,2,3,4"),
-  "quick": (("--config.eval.problems=128", "--config.eval.transfer_pairs=128"),
-            ("--config.sgpo.steps=10", "--config.critic.steps=8"), "0,1"),
-}  # fmt: skip
-COLD_STEPS = ("--config.sft.steps=900",)
+PRESETS = {  # options of every run, of cold starts, of methods; seeds
+  "full": (
+    ("--config.eval.problems=512", "--config.eval.transfer_pairs=512"),
+    ("--config.sft.steps=900",),
+    ("--config.sgpo.steps=50", "--config.critic.steps=40"),
+    "0,1,2,3,4",
+  ),
+  "quick": (
+    ("--config.eval.problems=128", "--config.eval.transfer_pairs=128"),
+    ("--config.sft.steps=400",),
+    ("--config.sgpo.steps=10", "--config.critic.steps=8"),
+    "0,1",
+  ),
+}
 
 
 def parser(description: str, runs_folder: str) -> argparse.ArgumentParser:
@@ -42,7 +49,8 @@ def settled(args: argparse.Namespace) -> argparse.Namespace:
   """The flags with what their preset says."""
   args.runs += "" if args.preset == "full" else f"_{args.preset}"
   args.out = args.out or args.runs
-  args.evaluation, args.options, seeds = PRESETS[args.preset]
+  evaluation, cold, method, seeds = PRESETS[args.preset]
+  args.cold, args.options = (*evaluation, *cold), (*evaluation, *method)
   args.seeds = [int(seed) for seed in (args.seeds or seeds).split(",")]
   os.makedirs(args.out, exist_ok=True)
   return args
@@ -62,10 +70,9 @@ def chosen(args: argparse.Namespace, known: dict) -> list[str]:
 
 def results(args: argparse.Namespace, known: dict, names: list[str]) -> tables.Results:
   """Makes what is missing. Records of the cold start and of the methods, by name."""
-  jobs = {methods.COLD: [methods.cold(s, (*args.evaluation, *COLD_STEPS)) for s in args.seeds]}
-  options = (*args.evaluation, *args.options)
+  jobs = {methods.COLD: [methods.cold(seed, args.cold) for seed in args.seeds]}
   for name in names:
-    jobs[name] = [methods.job(name, seed, *known[name], options) for seed in args.seeds]
+    jobs[name] = [methods.job(name, seed, *known[name], args.options) for seed in args.seeds]
   return runs.results(jobs, args.out, args.config, args.runs, args.workers)
 
 
