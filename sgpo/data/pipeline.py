@@ -14,6 +14,7 @@ import numpy as np
 
 from sgpo import graders
 from sgpo.config import Config, Room
+from sgpo.data import strategies
 from sgpo.data.dataset import Dataset
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.types import NO_NUMBER, Examples, Families, Problem
@@ -21,6 +22,7 @@ from sgpo.types import NO_NUMBER, Examples, Families, Problem
 ATTEMPTS = 64  # indices that one row may try before the room counts as too small
 INT32 = 2**31 - 1
 BATCHES = 10**7  # the end of a data set without end
+PROBED = 64  # worked examples whose strategies are measured before a run
 GOLD = 96  # bytes of an answer as text, U
 
 
@@ -70,6 +72,35 @@ def fits(problem: Problem, tokenizer: Tokenizer, room: Room) -> bool:
 def fitting(problems: Iterable[Problem], tokenizer: Tokenizer, room: Room) -> list[Problem]:
   """The problems that fit."""
   return [p for p in problems if fits(p, tokenizer, room)]
+
+
+def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
+  """Refuses rooms that would drop nearly all strategies, or nearly all hints.
+
+  Raises:
+    ValueError: fewer than a quarter of the worked examples' strategies fit config.room.strategy,
+      or of the questions with one strategy behind them config.room.prompt.
+  """
+  known = min(PROBED, config.data.worked_examples)
+  examples = [dataset.worked_example(i) for i in range(known)]
+  texts = [strategies.render(p.plan, config.data) for p in examples]
+  hinted = [
+    len(tokenizer.encode_prompt(p.question, [text]))
+    for p, text in zip(examples, texts, strict=True)
+  ]
+  measured = {"strategy": [len(tokenizer.encode_strategy(text)) for text in texts]}
+  if config.bank.capacity and config.bank.retrieved:
+    measured["prompt"] = hinted  # a hint without room is left out
+  for name, lengths in measured.items():
+    room = getattr(config.room, name)
+    fit = sum(length <= room for length in lengths)
+    if 4 * fit < known:
+      what = "strategies" if name == "strategy" else "questions with a strategy from the bank"
+      raise ValueError(
+        f"config.room.{name} = {room} holds {fit} of {known} {what} where config.data.strategies = "
+        f"{config.data.strategies!r}; they take up to {max(lengths)} tokens. Raise it, and "
+        f"config.eval.{name} with it"
+      )
 
 
 def family_arrays(
@@ -152,10 +183,11 @@ def family_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed:
 
 
 def _hints(dataset: Dataset, own: str, config: Config, rng: random.Random) -> list[str]:
-  """Plans of other worked examples, at times with the example's own among them."""
+  """Strategies of other worked examples, at times with the example's own among them."""
   count = rng.randint(1, config.bank.retrieved)
   known = config.data.worked_examples
-  hints = [dataset.worked_example(rng.randrange(known)).plan for _ in range(count)]
+  plans = [dataset.worked_example(rng.randrange(known)).plan for _ in range(count)]
+  hints = [strategies.render(plan, config.data) for plan in plans]
   if rng.random() < config.data.own_hint_rate:
     hints[rng.randrange(count)] = own
   return hints
@@ -176,11 +208,12 @@ def example_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed
     p = dataset.worked_example(order(index // known)[index % known])
     bare = rng.random() < config.data.bare_rate
     hinted = config.bank.retrieved and rng.random() < config.data.hint_rate and not bare
-    hints = _hints(dataset, p.plan, config, rng) if hinted else []
+    own = strategies.render(p.plan, config.data)
+    hints = _hints(dataset, own, config, rng) if hinted else []
     prompt = tokenizer.encode_prompt(p.question, hints)
     while len(prompt) > room.prompt and hints:
       prompt = tokenizer.encode_prompt(p.question, hints := hints[:-1])
-    strategy = tokenizer.encode_strategy("" if bare else p.plan)
+    strategy = tokenizer.encode_strategy("" if bare else own)
     execution = tokenizer.encode_execution(p.solution)
     whole = len(strategy) <= room.strategy and len(execution) <= room.execution
     return (prompt, strategy, execution) if whole and len(prompt) <= room.prompt else None
