@@ -67,6 +67,7 @@ class Data:
   annotated: float = 0.35  # share of classes with worked examples
   practice: float = 0.35  # share of classes with answers only; the rest is held out
   worked_examples: int = 1500  # how many worked examples exist at all
+  families: int = 0  # training families, 1 + config.sgpo.siblings answers each; 0 = endless
   strategies: str = "plan"  # plan | sentence | code: see sgpo/data/strategies.py
   codes: int = 4  # tokens of a code; 32^codes must leave the classes apart
   practice_families: float = 0.75  # share of SGPO families from practice classes
@@ -288,10 +289,10 @@ _POSITIVE = (
   "model.rope.theta model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
-  "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
-  "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap sgpo.clip_low sgpo.clip_high "
-  "lora.rank model.window model.global_every model.attention_cap model.logit_cap model.query_scale "
-  "model.rope.local_theta model.rope.gain"
+  "sft.steps sgpo.steps sgpo.siblings data.families bank.capacity bank.retrieved "
+  "sampling.temperature sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap "
+  "sgpo.clip_low sgpo.clip_high lora.rank model.window model.global_every model.attention_cap "
+  "model.logit_cap model.query_scale model.rope.local_theta model.rope.gain"
 ).split()
 _SHARES = (
   "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate "

@@ -162,11 +162,31 @@ def _batches(row: Callable[[int], tuple[Any, int]], size: int) -> Batches:
   return Batches(iter(dataset.to_iter_dataset(options)))
 
 
+def epochs(size: int, seed: int) -> Callable[[int], int]:
+  """The row at an index where rows 0 .. size-1 come in an order shuffled anew each epoch."""
+  orders: dict[int, list[int]] = {}
+
+  def at(index: int) -> int:
+    epoch = index // size
+    if epoch not in orders:
+      orders.clear()
+      orders[epoch] = random.Random(f"{seed}/epoch/{epoch}").sample(range(size), size)
+    return orders[epoch][index % size]
+
+  return at
+
+
 def family_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed: int) -> Batches:
-  """`Families` of config.sgpo.sources sources with config.sgpo.siblings siblings each."""
-  size = config.sgpo.siblings + 1
+  """`Families` of config.sgpo.sources sources with config.sgpo.siblings siblings each.
+
+  With config.data.families there are so many, the first ones of the endless row, again and again.
+  A family that does not fit its room has one substitute, always the same.
+  """
+  size, pool = config.sgpo.siblings + 1, config.data.families
+  number = epochs(pool, seed) if pool else lambda index: index
 
   def row(index):
+    index = number(index)
     for attempt in range(ATTEMPTS):
       family = dataset.family("train", (seed * BATCHES + index) * ATTEMPTS + attempt, size)
       if all(fits(p, tokenizer, config.room) for p in family):
@@ -196,16 +216,10 @@ def _hints(dataset: Dataset, own: str, config: Config, rng: random.Random) -> li
 def example_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed: int) -> Batches:
   """`Examples`: worked examples in an order shuffled anew each epoch, some with hints."""
   room, known = config.room, config.data.worked_examples
-  orders: dict[int, list[int]] = {}
-
-  def order(epoch):
-    if epoch not in orders:
-      orders.clear()
-      orders[epoch] = random.Random(f"{seed}/epoch/{epoch}").sample(range(known), known)
-    return orders[epoch]
+  number = epochs(known, seed)
 
   def encode(index, rng):
-    p = dataset.worked_example(order(index // known)[index % known])
+    p = dataset.worked_example(number(index))
     bare = rng.random() < config.data.bare_rate
     hinted = config.bank.retrieved and rng.random() < config.data.hint_rate and not bare
     own = strategies.render(p.plan, config.data)
