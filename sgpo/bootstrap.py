@@ -11,7 +11,7 @@ import numpy as np
 from sgpo import bank as bank_lib
 from sgpo import bank_io, policy, rewards
 from sgpo.config import Config
-from sgpo.data import pipeline
+from sgpo.data import pipeline, strategies
 from sgpo.models.transformer import LM
 from sgpo.types import NO_SOURCE, Families, Problem
 
@@ -93,9 +93,9 @@ def from_worked_examples(
   """
   symbols = tokenizer.symbols
   examples = [dataset.worked_example(i) for i in range(config.data.worked_examples)]
+  encode = lambda p: tokenizer.encode_strategy(strategies.render(p.plan, config.data))
   fits = lambda p: (
-    pipeline.fits(p, tokenizer, config.room)
-    and len(tokenizer.encode_strategy(p.plan)) <= config.room.strategy
+    pipeline.fits(p, tokenizer, config.room) and len(encode(p)) <= config.room.strategy
   )
   groups, true = families_of([p for p in examples if fits(p)], config.bank.bootstrap)
   run = jax.jit(partial(verify, lm=lm, config=config, symbols=symbols))
@@ -111,7 +111,7 @@ def from_worked_examples(
     real = len(chunk)
     chunk += [chunk[-1]] * (BATCH - real)
     families = pipeline.family_arrays(chunk, tokenizer, config.room, dataset.domains)
-    ids = [tokenizer.encode_strategy(family[0].plan) for family in chunk]
+    ids = [encode(family[0]) for family in chunk]
     strategy = pipeline.pad(ids, config.room.strategy, symbols.pad)
     length = np.array([len(tokens) for tokens in ids], np.int32)
     correct = np.asarray(run(params, families, strategy, length, jax.random.key(0)))

@@ -67,6 +67,9 @@ class Data:
   annotated: float = 0.35  # share of classes with worked examples
   practice: float = 0.35  # share of classes with answers only; the rest is held out
   worked_examples: int = 1500  # how many worked examples exist at all
+  families: int = 0  # training families, 1 + config.sgpo.siblings answers each; 0 = endless
+  strategies: str = "plan"  # plan | sentence | code: see sgpo/data/strategies.py
+  codes: int = 4  # tokens of a code; 32^codes must leave the classes apart
   practice_families: float = 0.75  # share of SGPO families from practice classes
   hint_rate: float = 0.5  # share of worked examples shown with hints
   own_hint_rate: float = 0.3  # share of those in which one hint is the example's own plan
@@ -298,15 +301,15 @@ _POSITIVE = (
   "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
   "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
   "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials "
-  "lora.alpha bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p model.rope.theta "
-  "model.rope.factor model.rope.slow model.rope.original model.norm_eps"
+  "data.codes lora.alpha bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p "
+  "model.rope.theta model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
   "critic.kl critic.process critic.steps sgpo.share "
-  "sft.steps sgpo.steps sgpo.siblings bank.capacity bank.retrieved sampling.temperature "
-  "sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap sgpo.clip_low sgpo.clip_high "
-  "lora.rank model.window model.global_every model.attention_cap model.logit_cap model.query_scale "
-  "model.rope.local_theta model.rope.gain"
+  "sft.steps sgpo.steps sgpo.siblings data.families bank.capacity bank.retrieved "
+  "sampling.temperature sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap "
+  "sgpo.clip_low sgpo.clip_high lora.rank model.window model.global_every model.attention_cap "
+  "model.logit_cap model.query_scale model.rope.local_theta model.rope.gain"
 ).split()
 _SHARES = (
   "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate "
@@ -314,6 +317,7 @@ _SHARES = (
 ).split()
 
 GRADERS = ("digits", "numeric", "math")
+STRATEGIES = ("plan", "sentence", "code")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 BATCHES = (("sft.batch", "sft.microbatches"), ("sgpo.sources", "sgpo.microbatches"))  # and pieces
 
@@ -353,6 +357,16 @@ def check(config: Config) -> None:
   if config.reward.grader not in GRADERS:
     raise ValueError(
       f"config.reward.grader = {config.reward.grader!r} must be one of {', '.join(GRADERS)}"
+    )
+  style = config.data.strategies
+  if style not in STRATEGIES:
+    raise ValueError(
+      f"config.data.strategies = {style!r} is unknown.{suggest(style, list(STRATEGIES))}"
+    )
+  if style != "plan" and config.reward.agreement:
+    raise ValueError(
+      f"config.reward.agreement = {config.reward.agreement} compares operators, and strategies of "
+      f"config.data.strategies = {style!r} have none; set config.reward.agreement=0.0"
     )
   if m.rope.scaling not in ROPE_SCALINGS:
     raise ValueError(

@@ -29,7 +29,7 @@ from sgpo import (
 )
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
-from sgpo.data import make_dataset
+from sgpo.data import make_dataset, pipeline, strategies
 from sgpo.data.pretrained import PretrainedTokenizer
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.evaluation import evaluate as evaluation
@@ -336,12 +336,13 @@ def _tokenizer(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
   if os.path.isdir(path := os.path.join(workdir, TOKENIZER)):
     return PretrainedTokenizer(path, config.data)
   if os.path.exists(path := os.path.join(workdir, "tokenizer.model")):
-    return Tokenizer.load(path)
+    return Tokenizer.load(path, strategies.pieces(config.data))
   if folder.is_model(config.init_from):
     return PretrainedTokenizer(config.init_from, config.data)
   if config.init_from:
     return _tokenizer(dataclasses.replace(config, init_from=""), dataset, config.init_from)
-  return Tokenizer.train(dataset.texts(), config.data.vocab_size)
+  pieces = strategies.pieces(config.data)
+  return Tokenizer.train(dataset.texts(), config.data.vocab_size, pieces)
 
 
 def _open(config: config_lib.Config, workdir: str) -> Run:
@@ -399,7 +400,10 @@ def run(config: config_lib.Config, workdir: str) -> str:
   workdir = os.path.abspath(workdir)
   config = adopt(config, workdir)
   check(config)
-  check_data(config, make_dataset(config.data))  # before the folder: errors leave nothing behind
+  dataset = make_dataset(config.data)
+  check_data(config, dataset)  # before the folder: errors leave nothing behind
+  if dataset.plans and not os.path.exists(os.path.join(workdir, "config.json")):
+    pipeline.check_room(dataset, _tokenizer(config, dataset, workdir), config)
   main = jax.process_index() == 0
   if main:
     folder.make(config, workdir)

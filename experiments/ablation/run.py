@@ -17,9 +17,12 @@ FAMILIES = {  # K: sources, so that a step has as many executions
   1: 32, 7: 8,
 }  # fmt: skip
 STYLES = {  # form of strategies: what its cold start and its stage change
-  "sentence": ("--config.data.strategies=sentence", "--config.room.strategy=64",
-               "--config.eval.strategy=96"),
-  "code": ("--config.data.strategies=code",),
+  "sentence": (
+    "--config.data.strategies=sentence", "--config.reward.agreement=0.0",
+    "--config.room.strategy=64", "--config.room.prompt=184", "--config.eval.strategy=80",
+    "--config.eval.prompt=240",
+  ),
+  "code": ("--config.data.strategies=code", "--config.reward.agreement=0.0"),
 }  # fmt: skip
 VARIANTS = {  # name: (stage, what it changes)
   "sgpo": ("sgpo", SGPO),

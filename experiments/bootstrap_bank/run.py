@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sgpo import allocator, bank, bank_io, bootstrap, policy, train
-from sgpo.data import classes
+from sgpo.data import strategies
 from sgpo.models import transformer
 
 
@@ -31,7 +31,7 @@ def main() -> None:
   bank_io.export_jsonl(made, args.out, tokenizer.pretty_plan, dataset.domains)
   living = made.status_N != bank.EMPTY
   plans = {
-    classes.normalize_plan(tokenizer.pretty_plan(t[:n].tolist()))
+    strategies.normalize(tokenizer.pretty_plan(t[:n].tolist()), config.data)
     for t, n in zip(made.tokens_NS[living], made.length_N[living], strict=True)
   }
   trials = made.trials_N[living].sum()

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from sgpo import allocator, policy
 from sgpo import config as config_lib
-from sgpo.data import make_dataset
+from sgpo.data import make_dataset, strategies
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.methods import sgpo as method_lib
 from sgpo.models import transformer
@@ -101,7 +101,9 @@ def main(_) -> None:
   allocator.keep_heap()
   config = config_lib.read(_CONFIG.value)
   dataset = make_dataset(config.data)
-  tokenizer = Tokenizer.train(dataset.texts(), config.data.vocab_size)
+  tokenizer = Tokenizer.train(
+    dataset.texts(), config.data.vocab_size, strategies.pieces(config.data)
+  )
   params = policy.init_params(config, tokenizer.vocab_size, jax.random.key(0))
   made, memory = {}, {}
   for name, variant in variants(config).items():

@@ -209,6 +209,7 @@ def part_of(plan: str, annotated: float, practice: float) -> str:
   return "practice" if share < annotated + practice else "held_out"
 
 
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth".split()
 _NOUNS = {
   "+": "the sum of",
   "*": "the product of",
@@ -229,12 +230,19 @@ def sentence(plan: str) -> str | None:
   """A plan as one English sentence; None where it is not a plan.
 
   `q*q; r1-q` becomes "First take the product of a given number and a given number; then the
-  difference of result 1 and a given number."
+  difference of the first result and a given number." Results are counted in words: a digit in a
+  strategy is a number that it gives away.
   """
+
+  def placeholder(name: str) -> str:
+    if name == "q":
+      return "a given number"
+    place = int(name[1:])
+    return f"the {_ORDINALS[place - 1]} result" if place < 10 else f"result {place}"
 
   def phrase(node: ast.expr) -> str:
     if isinstance(node, ast.Name):
-      return "a given number" if node.id == "q" else f"result {node.id[1:]}"
+      return placeholder(node.id)
     if isinstance(node, ast.UnaryOp):
       return f"minus {phrase(node.operand)}"
     if isinstance(node, ast.BinOp):

@@ -31,7 +31,7 @@ class Dataset(Protocol):
     """
 
   def texts(self) -> Iterable[str]:
-    """Text to train a tokenizer on: training questions, plans and solutions, no evaluation text."""
+    """Training questions, strategies and solutions, for a tokenizer; no evaluation text."""
 
   def fingerprint(self) -> dict[str, str]:
     """What `run.json` records about the data: version, or the sha256 of each file read."""

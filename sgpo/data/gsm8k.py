@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 from sgpo import config as config_lib
-from sgpo.data import classes, lines
+from sgpo.data import classes, lines, strategies
 from sgpo.types import Problem
 
 _UNITS = (
@@ -159,11 +159,11 @@ class GSM8K:
     return rng.sample(self.by_plan[rng.choice(plans)], size)
 
   def texts(self) -> Iterable[str]:
-    """Questions outside held-out classes, and the plans and solutions of worked examples."""
+    """Questions outside held-out classes, and the strategies and solutions of worked examples."""
     held_out = set(self._parts["held_out"])
     yield from (p.question for p in self.train if p.plan not in held_out)
     for problem in self._worked:
-      yield from (problem.plan, problem.solution)
+      yield from (strategies.render(problem.plan, self.data), problem.solution)
 
   def fingerprint(self) -> dict[str, str]:
     """sha256 of each file."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from sgpo import graders
 from sgpo.config import Config, Room
+from sgpo.data import strategies
 from sgpo.data.dataset import Dataset
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.types import NO_NUMBER, Examples, Families, Problem
@@ -21,6 +22,7 @@ from sgpo.types import NO_NUMBER, Examples, Families, Problem
 ATTEMPTS = 64  # indices that one row may try before the room counts as too small
 INT32 = 2**31 - 1
 BATCHES = 10**7  # the end of a data set without end
+PROBED = 64  # worked examples whose strategies are measured before a run
 GOLD = 96  # bytes of an answer as text, U
 
 
@@ -70,6 +72,35 @@ def fits(problem: Problem, tokenizer: Tokenizer, room: Room) -> bool:
 def fitting(problems: Iterable[Problem], tokenizer: Tokenizer, room: Room) -> list[Problem]:
   """The problems that fit."""
   return [p for p in problems if fits(p, tokenizer, room)]
+
+
+def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
+  """Refuses rooms that would drop nearly all strategies, or nearly all hints.
+
+  Raises:
+    ValueError: fewer than a quarter of the worked examples' strategies fit config.room.strategy,
+      or of the questions with one strategy behind them config.room.prompt.
+  """
+  known = min(PROBED, config.data.worked_examples)
+  examples = [dataset.worked_example(i) for i in range(known)]
+  texts = [strategies.render(p.plan, config.data) for p in examples]
+  hinted = [
+    len(tokenizer.encode_prompt(p.question, [text]))
+    for p, text in zip(examples, texts, strict=True)
+  ]
+  measured = {"strategy": [len(tokenizer.encode_strategy(text)) for text in texts]}
+  if config.bank.capacity and config.bank.retrieved:
+    measured["prompt"] = hinted  # a hint without room is left out
+  for name, lengths in measured.items():
+    room = getattr(config.room, name)
+    fit = sum(length <= room for length in lengths)
+    if 4 * fit < known:
+      what = "strategies" if name == "strategy" else "questions with a strategy from the bank"
+      raise ValueError(
+        f"config.room.{name} = {room} holds {fit} of {known} {what} where config.data.strategies = "
+        f"{config.data.strategies!r}; they take up to {max(lengths)} tokens. Raise it, and "
+        f"config.eval.{name} with it"
+      )
 
 
 def family_arrays(
@@ -131,11 +162,31 @@ def _batches(row: Callable[[int], tuple[Any, int]], size: int) -> Batches:
   return Batches(iter(dataset.to_iter_dataset(options)))
 
 
+def epochs(size: int, seed: int) -> Callable[[int], int]:
+  """The row at an index where rows 0 .. size-1 come in an order shuffled anew each epoch."""
+  orders: dict[int, list[int]] = {}
+
+  def at(index: int) -> int:
+    epoch = index // size
+    if epoch not in orders:
+      orders.clear()
+      orders[epoch] = random.Random(f"{seed}/epoch/{epoch}").sample(range(size), size)
+    return orders[epoch][index % size]
+
+  return at
+
+
 def family_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed: int) -> Batches:
-  """`Families` of config.sgpo.sources sources with config.sgpo.siblings siblings each."""
-  size = config.sgpo.siblings + 1
+  """`Families` of config.sgpo.sources sources with config.sgpo.siblings siblings each.
+
+  With config.data.families there are so many, the first ones of the endless row, again and again.
+  A family that does not fit its room has one substitute, always the same.
+  """
+  size, pool = config.sgpo.siblings + 1, config.data.families
+  number = epochs(pool, seed) if pool else lambda index: index
 
   def row(index):
+    index = number(index)
     for attempt in range(ATTEMPTS):
       family = dataset.family("train", (seed * BATCHES + index) * ATTEMPTS + attempt, size)
       if all(fits(p, tokenizer, config.room) for p in family):
@@ -152,10 +203,11 @@ def family_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed:
 
 
 def _hints(dataset: Dataset, own: str, config: Config, rng: random.Random) -> list[str]:
-  """Plans of other worked examples, at times with the example's own among them."""
+  """Strategies of other worked examples, at times with the example's own among them."""
   count = rng.randint(1, config.bank.retrieved)
   known = config.data.worked_examples
-  hints = [dataset.worked_example(rng.randrange(known)).plan for _ in range(count)]
+  plans = [dataset.worked_example(rng.randrange(known)).plan for _ in range(count)]
+  hints = [strategies.render(plan, config.data) for plan in plans]
   if rng.random() < config.data.own_hint_rate:
     hints[rng.randrange(count)] = own
   return hints
@@ -164,23 +216,18 @@ def _hints(dataset: Dataset, own: str, config: Config, rng: random.Random) -> li
 def example_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed: int) -> Batches:
   """`Examples`: worked examples in an order shuffled anew each epoch, some with hints."""
   room, known = config.room, config.data.worked_examples
-  orders: dict[int, list[int]] = {}
-
-  def order(epoch):
-    if epoch not in orders:
-      orders.clear()
-      orders[epoch] = random.Random(f"{seed}/epoch/{epoch}").sample(range(known), known)
-    return orders[epoch]
+  number = epochs(known, seed)
 
   def encode(index, rng):
-    p = dataset.worked_example(order(index // known)[index % known])
+    p = dataset.worked_example(number(index))
     bare = rng.random() < config.data.bare_rate
     hinted = config.bank.retrieved and rng.random() < config.data.hint_rate and not bare
-    hints = _hints(dataset, p.plan, config, rng) if hinted else []
+    own = strategies.render(p.plan, config.data)
+    hints = _hints(dataset, own, config, rng) if hinted else []
     prompt = tokenizer.encode_prompt(p.question, hints)
     while len(prompt) > room.prompt and hints:
       prompt = tokenizer.encode_prompt(p.question, hints := hints[:-1])
-    strategy = tokenizer.encode_strategy("" if bare else p.plan)
+    strategy = tokenizer.encode_strategy("" if bare else own)
     execution = tokenizer.encode_execution(p.solution)
     whole = len(strategy) <= room.strategy and len(execution) <= room.execution
     return (prompt, strategy, execution) if whole and len(prompt) <= room.prompt else None

@@ -22,6 +22,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from sgpo import config as config_lib
 from sgpo import files
+from sgpo.data import strategies
 from sgpo.data.tokenizers import EXECUTE, HINT, PIECES, STRATEGY, Tokenizer, tighten
 from sgpo.types import Symbols
 
@@ -46,9 +47,6 @@ ROUND = 128  # vocabularies that grow become a multiple of this, so that meshes 
 def _cutter(pieces: Sequence[str]) -> re.Pattern:
   """Cuts text at pieces, the longest first."""
   return re.compile("(" + "|".join(map(re.escape, sorted(pieces, key=len, reverse=True))) + ")")
-
-
-_CUT = _cutter(PIECES)
 
 
 class _Json:
@@ -171,7 +169,9 @@ class PretrainedTokenizer(Tokenizer):
     self._eos = self._special("eos_token", ("</s>", "<|im_end|>", "<eos>", "<|end_of_text|>"))
     self.markers, added = {}, self._backend.size
     spare = iter(self._backend.reserved)
-    for piece in (*PIECES, "<pad>"):
+    codes = strategies.pieces(data)
+    self._cut = _cutter((*PIECES, *codes))
+    for piece in (*PIECES, "<pad>", *codes):
       known = find(piece)
       if known is None and (known := next(spare, None)) is None:
         known, added = added, added + 1
@@ -243,7 +243,7 @@ class PretrainedTokenizer(Tokenizer):
 
   def _encode_steps(self, text: str) -> list[int]:
     known = lambda part: [self.markers[part]] if part in self.markers else self.encode_inside(part)
-    return [i for part in _CUT.split(tighten(text)) if part for i in known(part)]
+    return [i for part in self._cut.split(tighten(text)) if part for i in known(part)]
 
   def encode_strategy(self, plan: str) -> list[int]:
     """A plan, closed by the execute marker; an empty plan is the marker alone."""

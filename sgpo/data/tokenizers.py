@@ -27,14 +27,22 @@ def tighten(text: str) -> str:
 class Tokenizer:
   """Text to ids and back. Ids 0, 1, 2, 3 are padding, begin, end and unknown."""
 
-  def __init__(self, proto: bytes):
+  def __init__(self, proto: bytes, extra: Sequence[str] = ()):
+    """Reads a sentencepiece model; `extra` pieces must be in it, too.
+
+    Raises:
+      ValueError: a piece is missing.
+    """
     self.proto = proto
     self._model = sentencepiece.SentencePieceProcessor(model_proto=proto)
     self.vocab_size = self._model.vocab_size()
     find = self._model.piece_to_id
-    missing = [p for p in (*PIECES, SPACE) if find(p) == self._model.unk_id()]
+    missing = [p for p in (*PIECES, SPACE, *extra) if find(p) == self._model.unk_id()]
     if missing:
-      raise ValueError(f"the tokenizer lacks the pieces {missing}; train it with Tokenizer.train")
+      raise ValueError(
+        f"the tokenizer lacks the pieces {missing}; train it with Tokenizer.train, or start from a "
+        "run with the same config.data.strategies"
+      )
     self.symbols = Symbols(
       pad=self._model.pad_id(), bos=self._model.bos_id(), eos=self._model.eos_id(),
       strategy=find(STRATEGY), execute=find(EXECUTE), hint=find(HINT),
@@ -44,32 +52,33 @@ class Tokenizer:
     )  # fmt: skip
 
   @classmethod
-  def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+  def train(cls, texts: Iterable[str], vocab_size: int, extra: Sequence[str] = ()) -> "Tokenizer":
     """Trains on text, in memory and deterministically.
 
     Args:
       texts: lines. Letters always have pieces; other characters unseen here are encoded as bytes
         where the vocabulary has room for them (BYTES_FROM pieces), else as the unknown piece.
       vocab_size: at most this many pieces.
+      extra: pieces that stay whole, besides PIECES.
     """
     if vocab_size < 128:
       raise ValueError(f"config.data.vocab_size = {vocab_size} must be at least 128")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, model_type="bpe",
-      user_defined_symbols=list(PIECES), byte_fallback=vocab_size >= BYTES_FROM, split_digits=True,
-      add_dummy_prefix=False, hard_vocab_limit=False, num_threads=1, minloglevel=2,
-      pad_id=0, bos_id=1, eos_id=2, unk_id=3, normalization_rule_name="identity",
+      user_defined_symbols=[*PIECES, *extra], byte_fallback=vocab_size >= BYTES_FROM,
+      split_digits=True, add_dummy_prefix=False, hard_vocab_limit=False, num_threads=1,
+      minloglevel=2, pad_id=0, bos_id=1, eos_id=2, unk_id=3, normalization_rule_name="identity",
       remove_extra_whitespaces=False, character_coverage=1.0, max_sentence_length=100_000,
       required_chars=string.ascii_letters,
     )  # fmt: skip
-    return cls(model.getvalue())
+    return cls(model.getvalue(), extra)
 
   @classmethod
-  def load(cls, path: str) -> "Tokenizer":
+  def load(cls, path: str, extra: Sequence[str] = ()) -> "Tokenizer":
     """Reads a file that `save` wrote."""
     with open(path, "rb") as file:
-      return cls(file.read())
+      return cls(file.read(), extra)
 
   def save(self, path: str) -> None:
     """Writes the model file in one piece."""

@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable
 
 from sgpo import config as config_lib
-from sgpo.data import classes
+from sgpo.data import classes, strategies
 from sgpo.data.relations import (
   ASIDE,
   ASIDES,
@@ -381,10 +381,12 @@ class WordProblems:
     raise ValueError(f"class {plan!r} has fewer than {size} different problems")
 
   def texts(self) -> Iterable[str]:
-    """Questions, plans and solutions of the worked examples and of training families."""
+    """Questions, strategies and solutions of the worked examples, and of training families."""
     for index in range(self.data.worked_examples):
       problem = self.worked_example(index)
-      yield from (problem.question, problem.plan, problem.solution)
+      yield from (
+        problem.question, strategies.render(problem.plan, self.data), problem.solution,
+      )  # fmt: skip
     for index in range(500):
       yield self.family("train", index, 1)[0].question
 

@@ -16,7 +16,7 @@ import numpy as np
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
 from sgpo import graders, policy, rewards
-from sgpo.data import classes, pipeline
+from sgpo.data import pipeline, strategies
 from sgpo.evaluation import statistics
 from sgpo.graders.rollouts import grade_rows
 from sgpo.models import transformer
@@ -164,10 +164,17 @@ def marks(correct: np.ndarray) -> str:
   return "".join("-" if np.isnan(c) else "01"[int(c)] for c in correct)
 
 
-def split_report(problems: list[Problem], out: dict, guided: dict | None, tokenizer) -> dict:
+def written(tokens_BS: np.ndarray, solver: Solver) -> list[str | None]:
+  """Strategies as text to be compared with those of classes; None where it is not one."""
+  texts = [solver.tokenizer.pretty_plan(row.tolist()) for row in tokens_BS]
+  return [strategies.normalize(text, solver.config.data) for text in texts]
+
+
+def split_report(problems: list[Problem], out: dict, guided: dict | None, solver: Solver) -> dict:
   """Accuracy, plan accuracy and failures of one split."""
-  plans = [tokenizer.pretty_plan(row.tolist()) for row in out["strategy"]]
-  right = [classes.normalize_plan(text) == p.plan for text, p in zip(plans, problems, strict=True)]
+  texts = written(out["strategy"], solver)
+  wanted = [strategies.render(p.plan, solver.config.data) for p in problems]
+  right = [text == own for text, own in zip(texts, wanted, strict=True)]
   ci = statistics.bootstrap_interval
   return {
     "n": len(problems),
@@ -182,9 +189,11 @@ def split_report(problems: list[Problem], out: dict, guided: dict | None, tokeni
   }
 
 
-def failed_rows(split: str, problems: list[Problem], out: dict, tokenizer) -> list[dict[str, Any]]:
+def failed_rows(
+  split: str, problems: list[Problem], out: dict, solver: Solver
+) -> list[dict[str, Any]]:
   """The first few failures of each kind, as text for people to look at."""
-  rows, seen = [], collections.Counter()
+  rows, seen, tokenizer, data = [], collections.Counter(), solver.tokenizer, solver.config.data
   for i, p in enumerate(problems):
     if out["correct"][i] == 1:
       continue
@@ -196,7 +205,7 @@ def failed_rows(split: str, problems: list[Problem], out: dict, tokenizer) -> li
     elif np.isnan(out["correct"][i]):
       kind = "ungraded"
     else:
-      same = classes.normalize_plan(plan) == p.plan
+      same = strategies.normalize(plan, data) == strategies.render(p.plan, data)
       kind = "right plan, wrong execution" if same else "wrong plan"
     seen[kind] += 1
     if seen[kind] > FAILURES_SHOWN:
@@ -228,8 +237,8 @@ def foreign_strategies(
   its own, and its transfer score is 0.
 
   Args:
-    texts: the strategies as normalized plans.
-    plans: the classes' plans.
+    texts: the strategies as they were written, normalized.
+    plans: the strategies of the classes.
   """
   plan_N, text_N = np.array(plans), np.array(texts)
   cost_NN = np.abs(length_N[:, None].astype(float) - length_N[None])
@@ -265,16 +274,14 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
       f"{solver.config.eval.prompt}; raise it"
     )
   rng = np.random.default_rng(solver.config.seed)
-  strategies = []
+  extracted = []
   batches = _batches(pairs, solver, dataset.domains)
   for families, real in batches:
     tokens, length = solver.extract(families.prompt_PJT[:, 0], families.length_PJ[:, 0])
-    strategies.append({"tokens": tokens[:real], "length": length[:real]})
-  s = _concat(strategies)
-  texts = [
-    classes.normalize_plan(solver.tokenizer.pretty_plan(row.tolist())) for row in s["tokens"]
-  ]
-  other = foreign_strategies(s["length"], texts, [pair[0].plan for pair in pairs], rng)
+    extracted.append({"tokens": tokens[:real], "length": length[:real]})
+  s = _concat(extracted)
+  right = [strategies.render(pair[0].plan, solver.config.data) for pair in pairs]
+  other = foreign_strategies(s["length"], written(s["tokens"], solver), right, rng)
   given = {
     "own": (0, s["tokens"], s["length"]),
     "sibling": (1, s["tokens"], s["length"]),
@@ -337,8 +344,9 @@ def bank_examples(config: config_lib.Config, state, dataset, tokenizer) -> dict[
   bank = jax.device_get(state.bank)
   rows = np.flatnonzero(bank.status_N != bank_lib.EMPTY)
   near = bank.embedding_ND[rows] @ np.concatenate(vectors).T
-  plans = [tokenizer.pretty_plan(bank.tokens_NS[r][: bank.length_N[r]].tolist()) for r in rows]
-  own = np.array([[classes.normalize_plan(s) == p.plan for p in problems] for s in plans])
+  texts = written([bank.tokens_NS[r][: bank.length_N[r]] for r in rows], solver)
+  right = [strategies.render(p.plan, config.data) for p in problems]
+  own = np.array([[text == strategy for strategy in right] for text in texts])
   chosen = (near + 2 * own.reshape(near.shape)).argmax(1) if len(rows) else []
   out = {}
   size = config.eval.batch
@@ -389,9 +397,9 @@ def _evaluate(solver: Solver, dataset, log: Callable[[str], None]) -> tuple[dict
     guided = None
     if solver.has_bank:
       guided = solve_problems(problems, solver, dataset.domains, guided=True)
-    splits[split] = split_report(problems, out, guided, tokenizer)
+    splits[split] = split_report(problems, out, guided, solver)
     splits[split]["dropped"] = count - len(problems)
-    rows += failed_rows(split, problems, guided or out, tokenizer)
+    rows += failed_rows(split, problems, guided or out, solver)
     log(f"eval {split}: {splits[split]['pass_at_1']['mean']:.3f} of {len(problems)}")
   report = {"splits": splits, "transfer": transfer_report(dataset, solver)}
   report["seconds"] = round(time.perf_counter() - began, 1)

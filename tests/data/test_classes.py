@@ -103,8 +103,8 @@ def test_parts_keep_their_shares_and_their_members():
   "plan, text",
   [
     ("q*q", "First take the product of a given number and a given number."),
-    ("q*2; r1-q", "First take the product of 2 and a given number; then the difference of result 1 "
-     "and a given number."),
+    ("q*2; r1-q", "First take the product of 2 and a given number; then the difference of the "
+     "first result and a given number."),
     ("q+q+q", "First take the sum of a given number, a given number and a given number."),
     ("q/(q+q)", "First take the quotient of a given number and the sum of a given number and a "
      "given number."),

@@ -115,3 +115,36 @@ def test_examples_show_hints_of_annotated_classes_only(data, tokenizer, config):
       own += plan in shown
   assert 10 <= bare <= 40 and hints == 96 - bare
   assert 0.15 < own / hints < 0.55
+
+
+def test_a_pool_of_families_is_shuffled_anew_each_epoch(data, tokenizer, config):
+  texts = lambda batch: [
+    [tokenizer.decode(row.tolist()) for row in family] for family in batch.prompt_PJT
+  ]
+  pool = dataclasses.replace(config, data=dataclasses.replace(config.data, families=10))
+  batches = pipeline.family_batches(data, tokenizer, pool, 3)
+  seen = [next(batches) for _ in range(5)]  # 20 rows: two epochs
+  rows = [(int(n), text) for b in seen for n, text in zip(b.source_P, texts(b), strict=True)]
+  assert sorted(n for n, _ in rows[:10]) == sorted(n for n, _ in rows[10:]) == list(range(10))
+  assert [n for n, _ in rows[:10]] != [n for n, _ in rows[10:]]
+  assert dict(rows[:10]) == {n: text for n, text in rows[10:]}
+  assert len({question for _, family in rows for question in family}) == 30  # answers paid for
+  endless = pipeline.family_batches(data, tokenizer, config, 3)
+  first = [text for _ in range(3) for text in texts(next(endless))]
+  assert [dict(rows[:10])[n] for n in range(10)] == first[:10]  # a pool is their beginning
+  again = pipeline.family_batches(data, tokenizer, pool, 3)
+  again.set_state({"position": json.loads(json.dumps(batches.get_state()))["position"],
+                   "dropped": batches.dropped})  # fmt: skip
+  assert same(next(again), next(batches))
+
+
+def test_a_pool_keeps_its_size_where_families_do_not_fit(data, tokenizer, config):
+  tight = dataclasses.replace(
+    config, room=config_lib.Room(prompt=46),
+    data=dataclasses.replace(config.data, families=4),
+  )  # fmt: skip
+  batches = pipeline.family_batches(data, tokenizer, tight, 0)
+  first, second = next(batches), next(batches)
+  assert batches.dropped > 0 and batches.dropped % 2 == 0
+  order = lambda b: b.prompt_PJT[np.argsort(b.source_P)]
+  np.testing.assert_array_equal(order(first), order(second))
