@@ -1,14 +1,23 @@
 """The configuration: frozen dataclasses, read once from an ml_collections ConfigDict.
 
 The dataclasses are the schema. `default()` turns them into a ConfigDict, a config file
-overrides what matters, `read()` checks the result and freezes it.
+overrides what matters, `read()` freezes the result and checks it by `sgpo/config_check.py`.
 """
 
 import dataclasses
-import difflib
 from typing import Any
 
 import ml_collections
+
+from sgpo.config_check import (  # noqa: F401 - handed on: others know `sgpo.config` alone
+  BATCHES,
+  GRADERS,
+  ROPE_SCALINGS,
+  STRATEGIES,
+  check,
+  get,
+  suggest,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,12 +246,6 @@ def default() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
-def suggest(name: str, known: list[str]) -> str:
-  """' Did you mean "x"?', or the known names where nothing is near."""
-  near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(sorted(known))}."
-
-
 def _freeze(cls: type, values: Any, path: str) -> Any:
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for name in values:
@@ -292,123 +295,3 @@ def read(config: ml_collections.ConfigDict) -> Config:
   out = _freeze(Config, config.to_dict(), "")
   check(out)
   return out
-
-
-_POSITIVE = (
-  "model.width model.layers model.heads model.kv_heads model.head_dim model.mlp_width "
-  "critic.learning_rate critic.rollouts "
-  "room.prompt room.strategy room.execution room.numbers sft.batch sgpo.sources sgpo.strategies "
-  "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
-  "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
-  "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials "
-  "data.codes lora.alpha bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p "
-  "model.rope.theta model.rope.factor model.rope.slow model.rope.original model.norm_eps"
-).split()
-_NOT_NEGATIVE = (
-  "critic.kl critic.process critic.steps sgpo.share "
-  "sft.steps sgpo.steps sgpo.siblings data.families bank.capacity bank.retrieved "
-  "sampling.temperature sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap "
-  "sgpo.clip_low sgpo.clip_high lora.rank model.window model.global_every model.attention_cap "
-  "model.logit_cap model.query_scale model.rope.local_theta model.rope.gain"
-).split()
-_SHARES = (
-  "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate "
-  "data.bare_rate critic.gae bank.dropout bank.admit sampling.top_p"
-).split()
-
-GRADERS = ("digits", "numeric", "math")
-STRATEGIES = ("plan", "sentence", "code")
-ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
-BATCHES = (("sft.batch", "sft.microbatches"), ("sgpo.sources", "sgpo.microbatches"))  # and pieces
-
-
-def get(config: Config, path: str) -> Any:
-  """The value under a dotted path."""
-  for name in path.split("."):
-    config = getattr(config, name)
-  return config
-
-
-def check(config: Config) -> None:
-  """Raises ValueError where a value is out of its range or two values do not fit."""
-  for path in _POSITIVE:
-    if not get(config, path) > 0:  # so that nan is refused, too
-      raise ValueError(f"config.{path} = {get(config, path)} must be positive")
-  for path in _NOT_NEGATIVE:
-    if not get(config, path) >= 0:
-      raise ValueError(f"config.{path} = {get(config, path)} must not be negative")
-  for path in _SHARES:
-    if not 0 <= get(config, path) <= 1:
-      raise ValueError(f"config.{path} = {get(config, path)} must lie in [0, 1]")
-  if config.data.annotated + config.data.practice >= 1:
-    raise ValueError(
-      f"config.data.annotated + practice = {config.data.annotated + config.data.practice:g} "
-      "must be below 1; the rest is the share of held-out classes, on which transfer is measured"
-    )
-  m = config.model
-  if m.heads % m.kv_heads:
-    raise ValueError(
-      f"config.model.heads = {m.heads} must be a multiple of config.model.kv_heads = {m.kv_heads}"
-    )
-  if m.head_dim % 2:
-    raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
-  if m.dtype not in ("float32", "bfloat16"):
-    raise ValueError(f"config.model.dtype = {m.dtype!r} must be 'float32' or 'bfloat16'")
-  if config.reward.grader not in GRADERS:
-    raise ValueError(
-      f"config.reward.grader = {config.reward.grader!r} must be one of {', '.join(GRADERS)}"
-    )
-  style = config.data.strategies
-  if style not in STRATEGIES:
-    raise ValueError(
-      f"config.data.strategies = {style!r} is unknown.{suggest(style, list(STRATEGIES))}"
-    )
-  if style != "plan" and config.reward.agreement:
-    raise ValueError(
-      f"config.reward.agreement = {config.reward.agreement} compares operators, and strategies of "
-      f"config.data.strategies = {style!r} have none; set config.reward.agreement=0.0"
-    )
-  if m.rope.scaling not in ROPE_SCALINGS:
-    raise ValueError(
-      f"config.model.rope.scaling = {m.rope.scaling!r} must be one of {', '.join(ROPE_SCALINGS)}"
-    )
-  if m.rope.scaling in ("llama3", "yarn") and not m.rope.fast > m.rope.slow:
-    raise ValueError(
-      f"config.model.rope.fast = {m.rope.fast} must exceed rope.slow = {m.rope.slow}"
-    )
-  if m.activation not in ("silu", "gelu_tanh"):
-    raise ValueError(f"config.model.activation = {m.activation!r} must be 'silu' or 'gelu_tanh'")
-  if m.global_every and not m.window:
-    raise ValueError(
-      f"config.model.global_every = {m.global_every} has no meaning while config.model.window = 0"
-    )
-  if config.eval.strategy < config.room.strategy:
-    raise ValueError(
-      f"config.eval.strategy = {config.eval.strategy} must hold what the bank learnt in "
-      f"config.room.strategy = {config.room.strategy}"
-    )
-  if len(config.mesh) != 2:
-    raise ValueError(f"config.mesh = {config.mesh} must have two entries, (data, model)")
-  for name, pieces in BATCHES:
-    if get(config, name) % get(config, pieces):
-      raise ValueError(
-        f"config.{name} = {get(config, name)} is not divisible by "
-        f"config.{pieces} = {get(config, pieces)}"
-      )
-  if not config.stages:
-    raise ValueError("config.stages = () runs nothing; name at least one method")
-  if config.sgpo.strategies < 2 and {"sgpo", "grpo", "rlhf", "prm"} & {*config.stages}:
-    raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
-  if config.sgpo.share and not config.sgpo.siblings:
-    raise ValueError(
-      f"config.sgpo.share = {config.sgpo.share} teaches siblings: set config.sgpo.siblings above 0"
-    )
-  if "prm" in config.stages and config.reward.grader != "digits":
-    raise ValueError(
-      f"config.stages = {config.stages}: prm labels steps on the device; set config.reward.grader "
-      f"= 'digits' instead of {config.reward.grader!r}"
-    )
-  if 0 < config.bank.capacity < config.bank.retrieved:
-    raise ValueError(
-      f"config.bank.retrieved = {config.bank.retrieved} exceeds capacity = {config.bank.capacity}"
-    )
