@@ -2,12 +2,13 @@
 
 A record is one JSON line with what tables need of a run: correctness problem by problem, arms of
 the transfer score, what it cost. Runs that have a record are not made again, one that was stopped
-is resumed; delete a line to make its run anew.
+is resumed. To make a run anew delete its line and its folder.
 """
 
 import ast
 import concurrent.futures
 import dataclasses
+import fcntl
 import json
 import os
 import queue
@@ -26,18 +27,25 @@ COSTS = ("generated", "read", "trained", "flops", "answers", "examples")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """One run of `launch.py`: a stage with its options, behind the run named `start`."""
+  """One run of `launch.py`: a stage with its options, behind the run `start`."""
 
   name: str
   seed: int
   stage: str
+  config: str
   options: tuple[str, ...] = ()
-  start: str = ""
+  start: "Job | None" = None
 
-  @property
-  def key(self) -> tuple:
-    """By which a record is found again."""
-    return self.name, self.seed, self.stage, self.options, self.start
+  def as_json(self) -> dict:
+    """What makes the run, its start included: by it a record is found again."""
+    return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def key_of(row: dict) -> str:
+  """All that makes a run, as one text."""
+  return json.dumps(
+    {name: row[name] for name in ("name", "seed", "stage", "config", "options", "start")}
+  )
 
 
 class Records:
@@ -45,24 +53,25 @@ class Records:
 
   def __init__(self, path: str):
     self.path, self.rows = path, {}
-    if os.path.exists(path):
-      with open(path, encoding="utf-8") as file:
-        for row in map(json.loads, file):
-          self.rows[self._key(row)] = row
+    self._read()
 
-  @staticmethod
-  def _key(row: dict) -> tuple:
-    return row["name"], row["seed"], row["stage"], tuple(row["options"]), row["start"]
+  def _read(self) -> None:
+    if os.path.exists(self.path):
+      with open(self.path, encoding="utf-8") as file:
+        self.rows |= {key_of(row): row for row in map(json.loads, file)}
 
   def find(self, job: Job) -> dict | None:
     """The record of a job, if it has one."""
-    return self.rows.get(job.key)
+    return self.rows.get(key_of(job.as_json()))
 
   def add(self, row: dict) -> None:
-    """Keeps a record."""
-    self.rows[self._key(row)] = row
-    with files.replacing(self.path) as file:
-      file.writelines(json.dumps(self.rows[key]) + "\n" for key in sorted(self.rows))
+    """Keeps a record, beside those that another process has added meanwhile."""
+    with open(f"{self.path}.lock", "w", encoding="utf-8") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      self._read()
+      self.rows[key_of(row)] = row
+      with files.replacing(self.path) as file:
+        file.writelines(json.dumps(self.rows[key]) + "\n" for key in sorted(self.rows))
 
 
 def bits(split: dict) -> np.ndarray:
@@ -79,6 +88,7 @@ def record(job: Job, workdir: str) -> dict:
   run = files.read_json(os.path.join(workdir, "run.json"))
   total = lambda name: sum(row.get(name, 0.0) for row in steps)
   last = lambda name: [row[name] for row in steps if name in row][-5:]
+  policy = [row["cost/flops"] for row in steps if "train/loss" in row]
   critic = sorted({name for row in steps for name in row if name.startswith("critic/")})
   splits = {}
   for name, split in report["splits"].items():
@@ -94,79 +104,106 @@ def record(job: Job, workdir: str) -> dict:
       "correct": f"{int(marks, 2):x}",
     }
   arms = report["transfer"]["arms"] | report["transfer"]["controls"]
-  return dataclasses.asdict(job) | {
-    "git": (run["git"] or "unknown")[:7],
-    "steps": len(steps),
-    "seconds": round(total("perf/step_s"), 1),
-    "cost": {name: total(f"cost/{name}") for name in COSTS},
-    "critic": {name[7:]: round(float(np.mean(last(name))), 4) for name in critic},
-    "splits": splits,
-    "arms": {name: round(value["mean"], 4) for name, value in arms.items()},
-    "sts": round(report["transfer"]["sts"]["mean"], 4),
-  }
+  return (
+    job.as_json()
+    | {
+      "git": (run["git"] or "unknown")[:7],
+      "steps": len(steps),
+      "seconds": round(total("perf/step_s"), 1),
+      "cost": {name: total(f"cost/{name}") for name in COSTS},
+      "policy_flops": float(np.mean(policy)) if policy else 0.0,  # of one of the policy's steps
+      "critic": {name[7:]: round(float(np.mean(last(name))), 4) for name in critic},
+      "splits": splits,
+      "arms": {name: round(value["mean"], 4) for name, value in arms.items()},
+      "sts": round(report["transfer"]["sts"]["mean"], 4),
+    }
+  )
 
 
-def _launch(job: Job, config: str, folder: str, core: int | None) -> dict:
-  """Runs, resumes or finds done one run, on one core."""
-  place = lambda name: os.path.join(folder, f"seed{job.seed}", name)
-  workdir = place(job.name)
+def _folder(job: Job, folder: str) -> str:
+  return os.path.join(folder, f"seed{job.seed}", job.name)
+
+
+def _launch(job: Job, folder: str, core: int | None) -> dict:
+  """Runs, resumes or finds done one run, on one core.
+
+  Raises:
+    RuntimeError: it failed; the message names the file of its words.
+  """
+  workdir = _folder(job, folder)
   command = [
-    sys.executable, "launch.py", f"--config={config}", f"--config.seed={job.seed}",
+    sys.executable, "launch.py", f"--config={job.config}", f"--config.seed={job.seed}",
     f"--config.stages=('{job.stage}',)", f"--workdir={workdir}", *job.options,
   ]  # fmt: skip
   if job.start:
-    command.append(f"--config.init_from={place(job.start)}")
-  pin = None
+    command.append(f"--config.init_from={_folder(job.start, folder)}")
   if core is not None:
-    pin = lambda: os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, {core})  # of this thread, and of what it starts
+  path = os.path.join(folder, f"seed{job.seed}_{job.name}.log")
   os.makedirs(folder, exist_ok=True)
-  with open(os.path.join(folder, f"seed{job.seed}_{job.name}.log"), "a", encoding="utf-8") as log:
-    done = subprocess.run(command, check=False, stdout=log, stderr=log, preexec_fn=pin)  # noqa: PLW1509
+  with open(path, "a", encoding="utf-8") as log:
+    fcntl.flock(log, fcntl.LOCK_EX)  # another comparison may be at the same run
+    done = subprocess.run(command, check=False, stdout=log, stderr=log)
   if done.returncode:
-    raise RuntimeError(f"{job.name} of seed {job.seed} failed; its words are in {log.name}")
+    raise RuntimeError(f"{job.name} of seed {job.seed} failed; its words are in {path}")
   return record(job, workdir)
 
 
-def run_all(
-  jobs: Sequence[Job], records: Records, config: str, folder: str, workers: int
-) -> list[dict]:
-  """The records of all jobs, in order; those that are missing are made, `workers` at a time.
+def _missing(jobs: Sequence[Job], records: Records, folder: str) -> list[list[Job]]:
+  """What has to be made, in two waves: runs that others start from, then the others.
 
-  Jobs that others start from come first. Each run has a core of its own where the system can pin.
+  A start with a record is made again where its folder is gone and somebody needs it.
+  """
+  wanted = [job for job in jobs if records.find(job) is None]
+  needed = {job.start for job in wanted if job.start}
+  done = lambda job: os.path.exists(os.path.join(_folder(job, folder), "DONE"))
+  first = [job for job in dict.fromkeys([*wanted, *needed]) if not job.start]
+  first = [job for job in first if records.find(job) is None or not done(job)]
+  return [first, [job for job in wanted if job.start]]
+
+
+def run_all(jobs: Sequence[Job], records: Records, folder: str, workers: int) -> None:
+  """Makes the records that are missing, `workers` at a time, each with a core of its own.
+
+  Raises:
+    RuntimeError: some failed, after all the others have their records.
   """
   cores: queue.Queue = queue.Queue()
   known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
   for worker in range(workers):
     cores.put(known[worker % len(known)] if known and workers > 1 else None)
+  failed: dict[Job, str] = {}
 
-  def make(job: Job) -> dict:
+  def make(job: Job) -> None:
     core = cores.get()
     try:
-      return _launch(job, config, folder, core)
+      row = _launch(job, folder, core)
+    except (RuntimeError, OSError, ValueError) as error:
+      failed[job] = str(error)
+      return
     finally:
       cores.put(core)
+    records.add(row)
+    means = " ".join(f"{name} {split['mean']:.3f}" for name, split in row["splits"].items())
+    print(f"{row['name']} seed {row['seed']}: {means}", flush=True)
 
-  starts = {(job.seed, job.start) for job in jobs}
-  first = [job for job in jobs if (job.seed, job.name) in starts]
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    for stage in (first, [job for job in jobs if job not in first]):
-      missing = [job for job in stage if records.find(job) is None]
-      futures = {pool.submit(make, job): job for job in missing}
-      for future in concurrent.futures.as_completed(futures):
-        row = future.result()
-        records.add(row)
-        means = " ".join(f"{name} {split['mean']:.3f}" for name, split in row["splits"].items())
-        print(f"{row['name']} seed {row['seed']}: {means}", flush=True)
-  return [records.find(job) for job in jobs]
+  for wave in _missing(jobs, records, folder):
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+      list(pool.map(make, [job for job in wave if job.start not in failed]))
+    finally:  # after an interrupt, nothing more is started
+      pool.shutdown(cancel_futures=True)
+  if failed:
+    raise RuntimeError("; ".join(failed.values()))
 
 
 def results(
-  jobs: dict[str, list[Job]], out: str, config: str, folder: str, workers: int
+  jobs: dict[str, list[Job]], out: str, folder: str, workers: int
 ) -> dict[str, list[dict]]:
   """The records of jobs by name, kept in OUT/records.jsonl; seeds one after another."""
   store = Records(os.path.join(out, "records.jsonl"))
   seeds = len(next(iter(jobs.values())))
-  run_all([row[i] for i in range(seeds) for row in jobs.values()], store, config, folder, workers)
+  run_all([row[i] for i in range(seeds) for row in jobs.values()], store, folder, workers)
   return {name: [store.find(job) for job in row] for name, row in jobs.items()}
 
 

@@ -4,6 +4,7 @@ Each holds the state, and as JSON the data position, the configuration and a fin
 leaf. Flipped bytes restore silently otherwise.
 """
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -40,6 +41,13 @@ def fingerprints(state: Any) -> dict[str, int]:
   """A hash of every leaf by its path."""
   paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
   return {p: int(h) for p, h in zip(paths, jax.device_get(_fingerprints(state)), strict=True)}
+
+
+def _stored(state: Any) -> Any:
+  """What is written of a state: an empty `critic` is left out, few methods have one."""
+  if getattr(state, "critic", None) != ():
+    return state
+  return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "critic"}
 
 
 class Checkpointer:
@@ -80,7 +88,9 @@ class Checkpointer:
     meta = {**meta, "fingerprints": fingerprints(state)}
     self._manager.save(
       step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_stored(state)), meta=ocp.args.JsonSave(meta)
+      ),
     )
     self._manager.wait_until_finished()
     if jax.process_index() == 0:  # Orbax only renames what it deletes
@@ -102,10 +112,12 @@ class Checkpointer:
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(_stored(abstract_state)), meta=ocp.args.JsonRestore()
       ),
     )
     state, meta = restored.state, restored.meta
+    if isinstance(state, dict) and dataclasses.is_dataclass(abstract_state):
+      state = abstract_state.replace(**state)
     for (path, want), got in zip(
       jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(state), strict=True
     ):

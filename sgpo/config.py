@@ -201,6 +201,7 @@ class Eval:
   """Sizes of the evaluation."""
 
   problems: int = 512  # per split
+  first: int = 0  # index of the first, so that choices and tables need not share problems
   batch: int = 256
   transfer_pairs: int = 512  # of the transfer score
   prompt: int = 144  # room T in evaluation, unknown words take more tokens

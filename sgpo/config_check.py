@@ -18,7 +18,7 @@ _POSITIVE = (
   "model.rope.theta model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
-  "critic.kl critic.process critic.steps sgpo.share "
+  "critic.kl critic.process critic.steps eval.first sgpo.share "
   "sft.steps sgpo.steps sgpo.siblings data.families bank.capacity bank.retrieved "
   "sampling.temperature sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap "
   "sgpo.clip_low sgpo.clip_high lora.rank model.window model.global_every model.attention_cap "
@@ -121,6 +121,16 @@ def check(config: Any) -> None:
   if config.sgpo.share and not config.sgpo.siblings:
     raise ValueError(
       f"config.sgpo.share = {config.sgpo.share} teaches siblings: set config.sgpo.siblings above 0"
+    )
+  unable = [stage for stage in config.stages if stage in ("rft", "rlhf", "prm")]
+  if unable and config.sgpo.kl:
+    raise ValueError(
+      f"config.sgpo.kl = {config.sgpo.kl} has no meaning in stage {unable[0]!r}; set it to 0"
+      + (", and config.critic.kl instead" if unable[0] == "rlhf" else "")
+    )
+  if "rft" in config.stages and config.sgpo.epochs > 1:
+    raise ValueError(
+      f"config.sgpo.epochs = {config.sgpo.epochs}: stage 'rft' makes one; set it to 1"
     )
   if "prm" in config.stages and config.reward.grader != "digits":
     raise ValueError(

@@ -50,22 +50,20 @@ def main() -> int:
   args = settled(parser(__doc__.splitlines()[0], "runs/method_table").parse_args())
   try:
     names = chosen(args, VARIANTS)
-    jobs = {methods.COLD: [methods.cold(seed, args.cold) for seed in args.seeds]}
+    jobs = {methods.COLD: [methods.cold(args, seed) for seed in args.seeds]}
     for name in [n for n in STYLES if n in names]:
-      cold = (*args.cold, *STYLES[name])
-      jobs[f"cold_{name}"] = [methods.cold(s, cold, f"cold_{name}") for s in args.seeds]
+      cold = f"cold_{name}"
+      jobs[cold] = [methods.cold(args, seed, cold, STYLES[name]) for seed in args.seeds]
     for name in names:
-      start = f"cold_{name}" if name in STYLES else methods.COLD
-      jobs[name] = [
-        methods.job(name, seed, *VARIANTS[name], args.options, start) for seed in args.seeds
-      ]
-    found = runs.results(jobs, args.out, args.config, args.runs, args.workers)
+      starts = jobs[f"cold_{name}" if name in STYLES else methods.COLD]
+      jobs[name] = [methods.job(args, name, *VARIANTS[name], start) for start in starts]
+    found = runs.results(jobs, args.out, args.runs, args.workers)
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   parts = [header(args, found, "ablation"), tables.accuracy(found)]
   if "sgpo" in found:
-    others = [name for name in found if name not in ("sgpo", methods.COLD)]
+    others = [name for name in VARIANTS if name in found and name != "sgpo"]
     parts.append(tables.differences(found, "sgpo", others))
   parts += [tables.splits_table(found), tables.arms(found), tables.costs(found)]
   return finish(args, found, "\n".join(parts))

@@ -6,6 +6,7 @@ Accuracies are those of experiments/method_table, whose records must be there (-
 a step are taken here, the methods in turn. Curves over the data are runs of their own.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -62,31 +63,29 @@ def seconds(options: tuple[str, ...], path: str, rounds: int) -> dict[str, list[
 
 def curve_jobs(args) -> dict[str, list[runs.Job]]:
   """The runs of both curves, by the point and the method."""
-  jobs = {}
+  jobs = {methods.COLD: [methods.cold(args, seed) for seed in args.seeds]}
   for size in WORKED:
-    worked = f"--config.data.worked_examples={size}"
-    cold = f"cold_w{size}"
-    jobs[cold] = [methods.cold(s, (*args.cold, worked), cold) for s in args.seeds]
+    worked = (f"--config.data.worked_examples={size}",)
+    starts = [methods.cold(args, seed, f"cold_w{size}", worked) for seed in args.seeds]
+    jobs[f"cold_w{size}"] = starts
     for name in LEARNERS:
       stage, changes = methods.METHODS[name]
       jobs[f"{name}_w{size}"] = [
-        methods.job(f"{name}_w{size}", s, stage, (*changes, worked), args.options, cold)
-        for s in args.seeds
+        methods.job(args, f"{name}_w{size}", stage, (*changes, *worked), start) for start in starts
       ]
-  jobs[methods.COLD] = [methods.cold(s, args.cold) for s in args.seeds]
   for size in FAMILIES:
     for name in LEARNERS:
       stage, changes = methods.METHODS[name]
       few = (*changes, f"--config.data.families={size}")
       jobs[f"{name}_f{size}"] = [
-        methods.job(f"{name}_f{size}", s, stage, few, args.options) for s in args.seeds
+        methods.job(args, f"{name}_f{size}", stage, few, start) for start in jobs[methods.COLD]
       ]
   return jobs
 
 
 def per_step(record: dict) -> float:
-  """Operations of a step."""
-  return record["cost"]["flops"] / record["steps"]
+  """Operations of one of the policy's steps."""
+  return record["policy_flops"]
 
 
 def main_table(table: tables.Results, timed: dict[str, list[float]]) -> str:
@@ -98,7 +97,7 @@ def main_table(table: tables.Results, timed: dict[str, list[float]]) -> str:
     ratios = [a / b for a, b in zip(timed[name], timed["grpo"], strict=True)]
     flops = np.mean([per_step(r) for r in records]) / np.mean([per_step(r) for r in table["grpo"]])
     total = [sum(r["cost"]["flops"] for r in found) for found in (records, table["grpo"])]
-    ood = tables.cell(tables.interval(tables.scores(records, OUT_OF_DISTRIBUTION)))
+    ood = tables.cell(tables.interval(tables.correct(records, OUT_OF_DISTRIBUTION)))
     body.append([
       name, SIGNALS[name], ood, f"{statistics.median(ratios):.2f}", f"{flops:.2f}",
       f"{total[0] / total[1]:.2f}", f"{tables.mean(records, lambda r: r['cost']['answers']):,.0f}",
@@ -112,8 +111,8 @@ def curve_table(found: tables.Results, title: str, names: list[str], sizes) -> s
   """Accuracy out of distribution against an amount of data."""
   body = []
   for size in sizes:
-    cells = [tables.cell(tables.interval(tables.scores(found[n.format(size)], OUT_OF_DISTRIBUTION)))
-             for n in names]  # fmt: skip
+    points = [tables.correct(found[name.format(size)], OUT_OF_DISTRIBUTION) for name in names]
+    cells = [tables.cell(tables.interval(point)) for point in points]
     body.append([f"{size:,}", *cells])
   return tables.rows([title, *(n.split("_")[0] for n in names)], body)
 
@@ -129,7 +128,7 @@ def picture(found: tables.Results, path: str) -> None:
       figure.subplots(1, 2, sharey=True), panels, strict=True
     ):
       for name in names:
-        i = [tables.interval(tables.scores(found[key.format(name, n)], OUT_OF_DISTRIBUTION))
+        i = [tables.interval(tables.correct(found[key.format(name, n)], OUT_OF_DISTRIBUTION))
              for n in sizes]  # fmt: skip
         x = np.array(sizes) * (4 if "answered" in title else 1)
         axis.fill_between(x, [v["low"] for v in i], [v["high"] for v in i], alpha=0.15,
@@ -147,15 +146,17 @@ def picture(found: tables.Results, path: str) -> None:
 def main() -> int:
   """Command line."""
   flags = parser(__doc__.splitlines()[0], "runs/method_table")
-  flags.add_argument("--table", default="experiments/method_table/records.jsonl")
+  flags.add_argument("--table", default="", help="records of the method table; else of --runs")
   flags.add_argument("--rounds", type=int, default=7)
   args = settled(flags.parse_args())
   allocator.keep_heap()
-  store = runs.Records(args.table)
-  table = {
-    name: [row for row in store.rows.values() if row["name"] == name and row["seed"] in args.seeds]
+  store = runs.Records(args.table or os.path.join(args.runs, "records.jsonl"))
+  cold = [methods.cold(args, seed) for seed in args.seeds]
+  made = {
+    name: [store.find(methods.job(args, name, *methods.METHODS[name], start)) for start in cold]
     for name in methods.METHODS
   }
+  table = {name: [row for row in rows if row] for name, rows in made.items()}
   if missing := [name for name, records in table.items() if len(records) != len(args.seeds)]:
     print(f"error: {args.table} lacks runs of {', '.join(missing)}; make them with "
           "python -m experiments.method_table.run", file=sys.stderr)  # fmt: skip
@@ -163,7 +164,7 @@ def main() -> int:
   timed = seconds(args.options, args.config, args.rounds)
   jobs = curve_jobs(args)
   try:
-    found = runs.results(jobs, args.out, args.config, args.runs, args.workers)
+    found = runs.results(jobs, args.out, args.runs, args.workers)
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -29,15 +29,13 @@ METHODS = {  # name: (stage, what it changes)
 BASELINES = ("sft", "rft", "grpo", "rlhf", "prm")
 
 
-def cold(seed: int, options: tuple[str, ...], name: str = COLD) -> Job:
-  """The cold start of a seed, from which every method goes on."""
-  return Job(name, seed, "sft", options)
+def cold(args, seed: int, name: str = COLD, changes: tuple[str, ...] = ()) -> Job:
+  """The cold start of a seed, from which methods go on."""
+  return Job(name, seed, "sft", args.config, (*args.cold, *changes))
 
 
-def job(
-  name: str, seed: int, stage: str, changes: tuple[str, ...], options: tuple[str, ...],
-  start: str = COLD,
-) -> Job:  # fmt: skip
+def job(args, name: str, stage: str, changes: tuple[str, ...], start: Job) -> Job:
   """A run of a method: what all share, then what it changes."""
   rate = f"--config.sgpo.learning_rate={RATES[stage]}"
-  return Job(name, seed, stage, (*options, *COMMON, rate, *changes), start)
+  options = (*args.options, *COMMON, rate, *changes)
+  return Job(name, start.seed, stage, args.config, options, start)

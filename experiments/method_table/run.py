@@ -18,7 +18,8 @@ from experiments.method_table import methods
 
 PRESETS = {  # options of every run, of cold starts, of methods; seeds
   "full": (
-    ("--config.eval.problems=512", "--config.eval.transfer_pairs=512"),
+    ("--config.eval.problems=512", "--config.eval.transfer_pairs=512",
+     "--config.eval.first=100000"),  # nothing was chosen on these
     ("--config.sft.steps=900",),
     ("--config.sgpo.steps=50", "--config.critic.steps=40"),
     "0,1,2,3,4",
@@ -29,7 +30,7 @@ PRESETS = {  # options of every run, of cold starts, of methods; seeds
     ("--config.sgpo.steps=10", "--config.critic.steps=8"),
     "0,1",
   ),
-}
+}  # fmt: skip
 
 
 def parser(description: str, runs_folder: str) -> argparse.ArgumentParser:
@@ -70,10 +71,10 @@ def chosen(args: argparse.Namespace, known: dict) -> list[str]:
 
 def results(args: argparse.Namespace, known: dict, names: list[str]) -> tables.Results:
   """Makes what is missing. Records of the cold start and of the methods, by name."""
-  jobs = {methods.COLD: [methods.cold(seed, args.cold) for seed in args.seeds]}
+  jobs = {methods.COLD: [methods.cold(args, seed) for seed in args.seeds]}
   for name in names:
-    jobs[name] = [methods.job(name, seed, *known[name], args.options) for seed in args.seeds]
-  return runs.results(jobs, args.out, args.config, args.runs, args.workers)
+    jobs[name] = [methods.job(args, name, *known[name], start) for start in jobs[methods.COLD]]
+  return runs.results(jobs, args.out, args.runs, args.workers)
 
 
 def header(args: argparse.Namespace, found: tables.Results, module: str) -> str:
@@ -81,23 +82,29 @@ def header(args: argparse.Namespace, found: tables.Results, module: str) -> str:
   commits = sorted({r["git"] for records in found.values() for r in records})
   seconds = sum(r["seconds"] for records in found.values() for r in records)
   n = next(iter(found.values()))[0]["splits"]["id"]["n"]
-  seeds = ",".join(map(str, args.seeds))
+  flags = [f"--preset={args.preset}", f"--seeds={','.join(map(str, args.seeds))}"]
+  flags += [f"--methods={args.methods}"] if args.methods else []
   return (
-    f"Made by `python -m experiments.{module}.run --seeds={seeds}` from records of the runs at "
-    f"{', '.join(commits)}: {len(args.seeds)} seeds, {n} problems a split, greedy, without hints. "
-    "Interquartile means over the seeds of a column's mean over its splits, 95% intervals of a "
-    f"bootstrap over the seeds. The runs' training alone took {seconds / 3600:.1f} core hours.\n"
+    f"Made by `python -m experiments.{module}.run {' '.join(flags)}` on {args.config}, "
+    f"from runs at {', '.join(commits)}: {len(args.seeds)} seeds, {n} problems a split, "
+    "greedy, without hints. "
+    "Interquartile means over the seeds of a column's mean over its splits; 95% intervals of a "
+    "bootstrap over seeds and problems, too narrow with fewer than five seeds. The steps of these "
+    f"runs took {seconds / 3600:.1f} core hours.\n"
   )
 
 
 def judges(found: tables.Results) -> str:
-  """How good the judges of `rlhf` and `prm` were, each on samples that it had not learnt from."""
+  """How good the judges of `rlhf` and `prm` were, each on samples that it had not learnt from.
+
+  Losses and `step_accuracy` are of the judge's own last steps, the others of the policy's.
+  """
   body = []
   for name in ("rlhf", "prm"):
     for key in sorted({k for r in found.get(name, []) for k in r["critic"]}):
       values = [r["critic"].get(key, float("nan")) for r in found[name]]
       body.append([name, key, " ".join(f"{v:.3f}" for v in values)])
-  return tables.rows(["method", "of its last five steps", "by seed"], body)
+  return tables.rows(["method", "mean of the last five steps that have it", "by seed"], body)
 
 
 def report(args: argparse.Namespace, found: tables.Results) -> str:
@@ -120,14 +127,14 @@ def finish(
   args: argparse.Namespace, found: tables.Results, text: str, picture: Callable | None = None
 ) -> int:
   """Prints and writes the table and its picture, unless a control does not fail."""
-  if broken := tables.broken_controls(found):
+  if broken := tables.broken_controls(found, ["sgpo", methods.COLD]):
     print("no table, since controls do not fail:\n  " + "\n  ".join(broken), file=sys.stderr)
     return 1
   print(text)
   with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:
     file.write(text)
   summary = {
-    name: {c: tables.interval(tables.scores(records, s)) for c, s in tables.COLUMNS.items()}
+    name: {c: tables.interval(tables.correct(records, s)) for c, s in tables.COLUMNS.items()}
     for name, records in found.items()
   }
   with open(os.path.join(args.out, "result.json"), "w", encoding="utf-8") as file:

@@ -65,7 +65,7 @@ def measure(workdir: str, name: str, samples: int, problems: int) -> dict[str, n
   tokenizer, state = loaded.tokenizer, loaded.state
   lm = transformer.make_lm(loaded.config.model, tokenizer.vocab_size)
   e = loaded.config.eval
-  room = config.Room(e.prompt, loaded.config.room.strategy, e.execution, loaded.config.room.numbers)
+  room = config.Room(e.prompt, e.strategy, e.execution, loaded.config.room.numbers)
   judge = "process" if name == "prm" else "reward"
   run = jax.jit(
     lambda params, critic, families, key: partial(
@@ -74,7 +74,7 @@ def measure(workdir: str, name: str, samples: int, problems: int) -> dict[str, n
   )
   out = {}
   for split in SPLITS:
-    chosen = [loaded.dataset.problem(split, i) for i in range(problems)]
+    chosen = [loaded.dataset.problem(split, e.first + i) for i in range(problems)]
     rows = []
     for start in range(0, problems, 64):
       chunk = [[p] for p in chosen[start : start + 64]]

@@ -264,7 +264,8 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
   """
   pairs, index = [], 0
   while len(pairs) < solver.config.eval.transfer_pairs and index < 20 * (len(pairs) + 50):
-    pair = pipeline.fitting(dataset.family(split, index, 2), solver.tokenizer, solver.room)
+    family = dataset.family(split, solver.config.eval.first + index, 2)
+    pair = pipeline.fitting(family, solver.tokenizer, solver.room)
     index += 1
     if len(pair) == 2 and pair[0].gold != pair[1].gold:
       pairs.append(pair)
@@ -385,8 +386,9 @@ def _evaluate(solver: Solver, dataset, log: Callable[[str], None]) -> tuple[dict
   config, tokenizer, began = solver.config, solver.tokenizer, time.perf_counter()
   splits, rows = {}, []
   for split in dataset.splits:
-    count = min(config.eval.problems, dataset.size(split))
-    problems = [dataset.problem(split, i) for i in range(count)]
+    start = config.eval.first
+    count = min(config.eval.problems, dataset.size(split) - start)
+    problems = [dataset.problem(split, i) for i in range(start, start + count)]
     problems = pipeline.fitting(problems, tokenizer, solver.room)
     if not problems:
       raise ValueError(

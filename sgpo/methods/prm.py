@@ -81,23 +81,30 @@ def label(
   )
 
 
-def step_loss(
-  params, piece: Labelled, *, counts: tuple[jax.Array, jax.Array], lm: LM, symbols: Symbols
-) -> tuple[jax.Array, dict]:
-  """Binary cross-entropy of step probabilities and labels, over the labels of the whole batch.
+def counted(labelled: Labelled) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Masks [P, G, E]: labels of steps, those of them that say more than even, labels of texts."""
+  last = critics.last_slot(labelled.rollout.execution)
+  steps = labelled.known_PGE & ~last
+  return steps, steps & (labelled.label_PGE != 0.5), labelled.known_PGE & last
 
-  `counts`: labels of steps and of whole texts.
+
+def step_loss(
+  params, piece: Labelled, *, counts: tuple[jax.Array, ...], lm: LM, symbols: Symbols
+) -> tuple[jax.Array, dict]:
+  """Binary cross-entropy of probabilities and labels: its mean over steps, plus that over texts.
+
+  `counts`: how many of each mask of `counted` there are in the whole batch.
   """
   _, logit_PGE = critics.scores(lm, params, piece.families, piece.rollout, symbols)
-  loss = optax.sigmoid_binary_cross_entropy(logit_PGE, piece.label_PGE)
-  last = critics.last_slot(piece.rollout.execution)
-  steps, texts = piece.known_PGE & ~last, piece.known_PGE & last
+  error = optax.sigmoid_binary_cross_entropy(logit_PGE, piece.label_PGE)
+  steps, decided, texts = counted(piece)
   right = ((logit_PGE > 0) == (piece.label_PGE > 0.5)).astype(jnp.float32)
-  return losses.masked_mean(loss, piece.known_PGE, sum(counts)), {
-    "critic/loss": losses.masked_mean(loss, piece.known_PGE, sum(counts)),
-    "critic/step_accuracy": losses.masked_mean(right, steps, counts[0]),
+  loss = losses.masked_mean(error, steps, counts[0]) + losses.masked_mean(error, texts, counts[2])
+  return loss, {
+    "critic/loss": loss,
+    "critic/step_accuracy": losses.masked_mean(right, decided, counts[1]),
     "critic/step_label": losses.masked_mean(piece.label_PGE, steps, counts[0]),
-    "critic/text_accuracy": losses.masked_mean(right, texts, counts[1]),
+    "critic/text_accuracy": losses.masked_mean(right, texts, counts[2]),
   }
 
 
@@ -147,13 +154,13 @@ def learn(
   def teach(state):
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     batch, more = label(params, families, rollout, correct_PG, key, config=config, **bound)
-    texts = critics.last_slot(rollout.execution).sum()
-    counts = (batch.known_PGE.sum() - texts, texts)
+    counts = tuple(mask.sum() for mask in counted(batch))
     loss_fn = partial(step_loss, counts=counts, **bound)
     state, metrics = critics.update(
       state, "process", loss_fn, batch, config.sgpo.microbatches, judge
     )
-    return state, metrics | base | {name: base[name] + value for name, value in more.items()}
+    more = {name: base[name] + value for name, value in more.items()}
+    return state, metrics | base | more | {"cost/trained": whole}
 
   def improve(state):
     judge_params = state.critic["process"].params

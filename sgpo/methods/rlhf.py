@@ -131,7 +131,9 @@ def learn(
     batch = Judged(families, rollout, correct_PG)
     state, metrics = critics.update(state, "reward", loss_fn, batch, pieces, judge)
     learnt = state.critic["value"].replace(params=state.critic["reward"].params)
-    return state.replace(critic={**state.critic, "value": learnt}), metrics | base
+    return state.replace(critic={**state.critic, "value": learnt}), metrics | base | {
+      "cost/trained": whole
+    }
 
   def improve(state):
     reward_params, value_params = (state.critic[n].params for n in ("reward", "value"))
