@@ -1,0 +1,73 @@
+"""The search behind the table: every method at several learning rates, on a seed of its own.
+
+python -m experiments.method_table.search --out=experiments/method_table/search
+
+One cold start that the table does not use, and problems that it does not use, either.
+"""
+
+import argparse
+import os
+import sys
+
+from experiments import runs, tables
+from experiments.method_table import methods
+
+SEED = 100
+RATES = (1e-4, 3e-4, 1e-3)
+VARIANTS = {  # of SGPO, beside the table's
+  "sgpo_no_imitation": "--config.sgpo.execution_baseline=True",
+  "sgpo_one_source": "--config.sgpo.pooled=False",
+}
+PROBLEMS = ("--config.eval.problems=256",)
+
+
+def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
+  """The cold start, and each method at each rate asked for."""
+  start = methods.cold(args, SEED)
+  out = {methods.COLD: [start]}
+  wanted = dict(methods.METHODS)
+  wanted |= {name: ("sgpo", (*methods.SGPO, change)) for name, change in VARIANTS.items()}
+  for name, (stage, changes) in wanted.items():
+    for rate in map(float, args.rates.split(",")):
+      rated = (*changes, f"--config.sgpo.learning_rate={rate:g}")
+      job = methods.job(args, f"{name}_{rate:g}", stage, rated, start)
+      out[job.name] = [job]
+  return out
+
+
+def main() -> int:
+  """Command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES))
+  parser.add_argument("--config", default="configs/word_problems.py")
+  parser.add_argument("--runs", default="runs/method_table")
+  parser.add_argument("--workers", type=int, default=2)
+  parser.add_argument("--out", default="runs/method_table_search", help="folder of records")
+  args = parser.parse_args()
+  os.makedirs(args.out, exist_ok=True)
+  args.cold = (*PROBLEMS, "--config.sft.steps=900")
+  args.options = (*PROBLEMS, "--config.sgpo.steps=50", "--config.critic.steps=40")
+  try:
+    found = runs.results(jobs(args), args.out, args.runs, args.workers)
+  except RuntimeError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  print(table(found))
+  return 0
+
+
+def table(found: tables.Results) -> str:
+  """A row a method and rate; the cost is that of the stage."""
+  body = []
+  for name, (r,) in found.items():
+    columns = [("id",), ("practice",), *list(tables.COLUMNS.values())[1:]]
+    cells = [f"{tables.scores([r], splits)[0]:.3f}" for splits in columns]
+    plan = f"{r['splits']['practice']['plan']:.2f}"
+    body.append([name, *cells, f"{r['sts']:.3f}", plan, f"{r['cost']['flops'] / 1e12:.1f}"])
+  head = ["method and rate", "id", "practice", *list(tables.COLUMNS)[1:], "transfer score",
+          "plans right, practice", "TFLOPs"]  # fmt: skip
+  return tables.rows(head, body)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
