@@ -1,0 +1,215 @@
+"""Do hints of the bank help where domains are mixed: no bank, all of it, one domain of it alone.
+
+python -m experiments.compose.run --runs=runs/demo --out=experiments/compose
+
+Each arm writes one greedy strategy a problem with the hints that its bank gives, and executes it on
+the problem without them. All arms solve the same problems.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import tables
+from sgpo import allocator, files, train
+from sgpo import bank as bank_lib
+from sgpo.data import pipeline, strategies
+from sgpo.evaluation import evaluate, statistics
+from sgpo.report import charts
+
+SPLITS = ("cross", "comp")  # chains that mix domains; held-out pairs of relations
+BARE, WHOLE = "no bank", "whole bank"
+SHARES = ("hinted", "plan", "truncated")  # of the problems
+BATCH = 256  # rows decoded at once, fewer where there are fewer problems
+
+
+def one_domain(bank: bank_lib.Bank, domain: int) -> bank_lib.Bank:
+  """The bank with the entries of all other domains EMPTY. Rows keep their places."""
+  kept_N = bank.domain_N == domain
+  return bank.replace(status_N=jnp.where(kept_N, bank.status_N, bank_lib.EMPTY))
+
+
+def banks(bank: bank_lib.Bank, domains: tuple[str, ...]) -> dict[str, bank_lib.Bank | None]:
+  """The bank of every arm, None for the first."""
+  alone = {f"{name} alone": one_domain(bank, i) for i, name in enumerate(domains)}
+  return {BARE: None, WHOLE: bank, **alone}
+
+
+def open_run(workdir: str) -> train.Loaded:
+  """A finished run with a bank.
+
+  Raises:
+    ValueError: it is not finished, has no bank or one without a retrievable entry, or lacks the
+      splits.
+  """
+  loaded = train.load(workdir)
+  if not os.path.exists(os.path.join(workdir, "DONE")):
+    raise ValueError(f"{workdir} is not finished: run its command again, it goes on where it was")
+  c = loaded.config
+  if not (isinstance(loaded.state.bank, bank_lib.Bank) and c.bank.retrieved):
+    raise ValueError(
+      f"{workdir} has no bank: stages = {c.stages}, bank.capacity = {c.bank.capacity}, "
+      f"bank.retrieved = {c.bank.retrieved}; end with sgpo, and set both above 0"
+    )
+  if not (loaded.state.bank.status_N == bank_lib.ACTIVE).any():  # all arms would be the first
+    raise ValueError(
+      f"no entry of the bank of {workdir} is retrievable: none reached bank.admit = {c.bank.admit} "
+      f"in {c.sgpo.steps} steps; train longer, or lower config.bank.admit"
+    )
+  if missing := {*SPLITS} - {*loaded.dataset.splits}:
+    raise ValueError(f"{workdir}: config.data.name = {c.data.name!r} has no split {min(missing)!r}")
+  if c.reward.grader != "digits":
+    raise ValueError(f"{workdir}: config.reward.grader = {c.reward.grader!r} must be 'digits'")
+  return loaded
+
+
+def solved(solver: evaluate.Solver, problems: list, domains, guided: bool) -> dict:
+  """What one arm made of the problems: marks, and shares of right plans and of cut answers."""
+  out = evaluate.solve_problems(problems, solver, domains, guided)
+  texts = evaluate.written(out["strategy"], solver)
+  right = [strategies.render(p.plan, solver.config.data) for p in problems]
+  return {
+    "correct": evaluate.marks(out["correct"].astype(float)),
+    "plan": float(np.mean([a == b for a, b in zip(texts, right, strict=True)])),
+    "hinted": float(np.mean((out["prompt"] == solver.symbols.hint).any(-1))),
+    "truncated": float(out["truncated"].mean()),
+  }
+
+
+def measure(workdir: str, count: int) -> dict:
+  """All arms of a run: {"run", "git", "active": {arm: entries}, "splits": {split: {arm: ...}}}."""
+  loaded = open_run(workdir)
+  e = dataclasses.replace(loaded.config.eval, batch=min(BATCH, count))
+  config = dataclasses.replace(loaded.config, eval=e)
+  solver = evaluate.Solver(config, loaded.state, loaded.tokenizer)
+  domains = loaded.dataset.domains
+  arms = banks(loaded.state.bank, domains)
+  active = {
+    arm: int((bank.status_N == bank_lib.ACTIVE).sum()) if bank is not None else 0
+    for arm, bank in arms.items()
+  }
+  splits = {}
+  for split in SPLITS:
+    problems = [loaded.dataset.problem(split, i) for i in range(count)]
+    problems = pipeline.fitting(problems, loaded.tokenizer, solver.room)
+    if not problems:
+      raise ValueError(f"{workdir}: no problem of {split} fits config.eval.prompt = {e.prompt}")
+    splits[split] = {}
+    for arm, bank in arms.items():
+      guided = bank is not None
+      solver.state = loaded.state.replace(bank=bank) if guided else loaded.state
+      row = splits[split][arm] = solved(solver, problems, domains, guided)
+      right = row["correct"].count("1")
+      print(f"{workdir} {split} {arm}: {right} of {len(problems)}", flush=True)
+  git = files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown"
+  return {"run": os.path.normpath(workdir), "git": git[:7], "active": active, "splits": splits}
+
+
+def bits(found: list[dict], split: str, arm: str) -> list[np.ndarray]:
+  """Correctness problem by problem, an array a run."""
+  return [np.array([int(c) for c in run["splits"][split][arm]["correct"]]) for run in found]
+
+
+def arm_summary(found: list[dict], split: str, arm: str) -> dict:
+  """One arm's means over the runs, its accuracy and its difference to no bank with intervals."""
+  groups, bare = bits(found, split, arm), bits(found, split, BARE)
+  rows = [run["splits"][split][arm] for run in found]
+  return {
+    "accuracy": statistics.mean_of_groups(groups),
+    "difference": statistics.mean_of_groups([a - b for a, b in zip(groups, bare, strict=True)]),
+    "active": tables.mean(found, lambda run: run["active"][arm]),
+    **{key: tables.mean(rows, lambda row, key=key: row[key]) for key in SHARES},
+  }
+
+
+def summary(found: list[dict]) -> dict:
+  """Accuracy and paired difference to no bank, by split and arm: means over runs of one kind.
+
+  Raises:
+    ValueError: runs whose banks know other domains.
+  """
+  arms = list(found[0]["active"])
+  if other := [run["run"] for run in found if list(run["active"]) != arms]:
+    raise ValueError(f"{other[0]} has other domains than {found[0]['run']}; give runs of one kind")
+  return {split: {arm: arm_summary(found, split, arm) for arm in arms} for split in SPLITS}
+
+
+def markdown(found: list[dict], means: dict, command: str) -> str:
+  """A table a split."""
+  sizes = {len(run["splits"][split][BARE]["correct"]) for run in found for split in SPLITS}
+  commits = ", ".join(sorted({run["git"] for run in found}))
+  out = [
+    f"Made by `{command}` from {len(found)} run(s) at {commits}: at least {min(sizes)} problems a "
+    "split and run, greedy. Means over the runs; 95% intervals of a bootstrap over the problems "
+    "of each, which says nothing of how runs differ. Differences are paired, problem by problem.\n"
+  ]
+  head = ["hints of", "entries", "problems with hints", "accuracy", "difference to no bank",
+          "right plans", "truncated"]  # fmt: skip
+  for split, arms in means.items():
+    body = [
+      [arm, f"{m['active']:.0f}", f"{m['hinted']:.3f}", tables.cell(m["accuracy"]),
+       tables.cell(m["difference"]) if arm != BARE else "",
+       f"{m['plan']:.3f}", f"{m['truncated']:.3f}"]
+      for arm, m in arms.items()
+    ]  # fmt: skip
+    out += [f"### {split}\n", tables.rows(head, body)]
+  return "\n".join(out)
+
+
+def picture(means: dict, path: str) -> None:
+  """A panel a split, a row an arm, a line where no bank stands."""
+  style = charts.STYLE | {"axes.grid.axis": "x", "svg.fonttype": "path"}
+  with matplotlib.rc_context(style):
+    figure = Figure(figsize=(9.5, 0.42 * len(means[SPLITS[0]]) + 1), layout="constrained")
+    panels = figure.subplots(1, len(SPLITS), sharey=True)
+    for axis, (split, arms) in zip(panels, means.items(), strict=True):
+      axis.axvline(arms[BARE]["accuracy"]["mean"], color=charts.BEFORE, lw=1, ls=":")
+      for y, (arm, m) in enumerate(arms.items()):
+        i, color = m["accuracy"], charts.BEFORE if arm == BARE else charts.BANK
+        axis.plot([i["low"], i["high"]], [y, y], lw=4, color=color, alpha=0.35)
+        axis.plot(i["mean"], y, "o", ms=5, color=color)
+      axis.set_yticks(range(len(arms)), list(arms))
+      axis.set_ylim(len(arms) - 0.5, -0.5)
+      axis.set_title(f"accuracy on {split}")
+      axis.spines["left"].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> int:
+  """Command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--runs", default="runs/demo", help="folders of finished runs, by commas")
+  parser.add_argument("--problems", type=int, default=512, help="a split")
+  parser.add_argument("--out", default="", help="folder for result.md, result.json, result.svg")
+  args = parser.parse_args()
+  allocator.keep_heap()
+  try:
+    if args.problems < 1:
+      raise ValueError(f"--problems={args.problems} must be at least 1")
+    found = [measure(workdir, args.problems) for workdir in args.runs.split(",")]
+    means = summary(found)
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  command = f"python -m experiments.compose.run --runs={args.runs} --problems={args.problems}"
+  text = markdown(found, means, command)
+  print(text)
+  if args.out:
+    os.makedirs(args.out, exist_ok=True)
+    with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:
+      file.write(text)
+    with open(os.path.join(args.out, "result.json"), "w", encoding="utf-8") as file:
+      json.dump({"command": command, "runs": found, "means": means}, file, indent=1)
+    picture(means, os.path.join(args.out, "result.svg"))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
