@@ -6,7 +6,8 @@ them into floating point operations, so that methods are compared at equal cost:
   cost/generated  tokens sampled
   cost/read       tokens that pass forward only: prompts, strategies read by siblings, texts judged
   cost/trained    tokens that pass forward and backward
-  cost/answers    problems whose answers were used, cost/examples worked examples that were
+  cost/answers    problems whose answers were used, cost/examples worked examples that were;
+                  one that comes twice counts twice
 """
 
 import jax

@@ -189,7 +189,9 @@ def advantages(r: Rewards, config: Config) -> tuple[jax.Array, jax.Array, jax.Ar
   return strategy_PG, execution_PGJ, zero_std_P
 
 
-def taught(families: Families, rollout: policy.Rollout, r: Rewards, config: Config):
+def taught(
+  families: Families, rollout: policy.Rollout, r: Rewards, config: Config
+) -> policy.Taught:
   """Each family's best strategy for all of its problems, weighted by its bound of success."""
   P, J = families.length_PJ.shape
   members = config.sgpo.siblings + 1 if config.sgpo.pooled else 1
