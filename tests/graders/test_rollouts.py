@@ -78,6 +78,7 @@ def test_gold_texts_survive():
   assert [pipeline.gold_text(row) for row in pipeline.gold_bytes(golds)] == golds
 
 
+@pytest.mark.slow
 def test_the_host_grades_as_the_device_does(tmp_path):
   # The device wants `#### digits` alone, and this model writes nothing else that is marked.
   runs = {}
@@ -95,6 +96,7 @@ def test_the_host_grades_as_the_device_does(tmp_path):
   assert reports[0]["transfer"]["arms"] == reports[1]["transfer"]["arms"]
 
 
+@pytest.mark.slow
 def test_sampled_ahead_and_resumed_at_a_checkpoint_is_bit_identical(tmp_path, monkeypatch):
   whole, resumed = str(tmp_path / "a"), str(tmp_path / "b")
   config = graded_by("numeric", overlap=True)

@@ -86,6 +86,7 @@ def base(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_a_run_trains_adapters_and_merges_them(base, tmp_path):
   config = dataclasses.replace(CONFIG, init_from=base)
   whole = str(tmp_path / "a")
@@ -103,6 +104,7 @@ def test_a_run_trains_adapters_and_merges_them(base, tmp_path):
   assert abs(state.params["layers"]["q"] - start["layers"]["q"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_adapters_are_bit_identical(base, tmp_path, monkeypatch):
   config = dataclasses.replace(CONFIG, init_from=base, stages=("sgpo",))
   whole, resumed = str(tmp_path / "a"), str(tmp_path / "b")
