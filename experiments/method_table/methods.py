@@ -34,8 +34,10 @@ def cold(args, seed: int, name: str = COLD, changes: tuple[str, ...] = ()) -> Jo
   return Job(name, seed, "sft", args.config, (*args.cold, *changes))
 
 
-def job(args, name: str, stage: str, changes: tuple[str, ...], start: Job) -> Job:
-  """A run of a method: what all share, then what it changes."""
-  rate = f"--config.sgpo.learning_rate={RATES[stage]}"
-  options = (*args.options, *COMMON, rate, *changes)
+def job(
+  args, name: str, stage: str, changes: tuple[str, ...], start: Job, rate: float | None = None
+) -> Job:
+  """A run of a method: what all share, then what it changes. `rate`: that of RATES unless given."""
+  learning = f"--config.sgpo.learning_rate={rate or RATES[stage]:g}"
+  options = (*args.options, *COMMON, learning, *changes)
   return Job(name, start.seed, stage, args.config, options, start)

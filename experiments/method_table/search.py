@@ -29,9 +29,8 @@ def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
   wanted |= {name: ("sgpo", (*methods.SGPO, change)) for name, change in VARIANTS.items()}
   for name, (stage, changes) in wanted.items():
     for rate in map(float, args.rates.split(",")):
-      rated = (*changes, f"--config.sgpo.learning_rate={rate:g}")
-      job = methods.job(args, f"{name}_{rate:g}", stage, rated, start)
-      out[job.name] = [job]
+      full = f"{name}_{rate:g}"
+      out[full] = [methods.job(args, full, stage, changes, start, rate)]
   return out
 
 
