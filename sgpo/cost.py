@@ -17,16 +17,15 @@ from sgpo.config import Config, Model
 from sgpo.types import Examples, Families
 
 
-def behind_prompts(rollout) -> jax.Array:
-  """Tokens of a rollout's rows, each strategy once a problem of its family. float32 []."""
+def one_pass(families: Families, rollout) -> jax.Array:
+  """Tokens of one pass over a rollout: each prompt once, and the rows behind. float32 [].
+
+  A strategy counts once a problem of its family.
+  """
   strategy, execution = rollout.strategy, rollout.execution
   J = execution.length_B.shape[1]
-  return (J * strategy.length_B.sum() + execution.length_B.sum()).astype(jnp.float32)
-
-
-def one_pass(families: Families, rollout) -> jax.Array:
-  """Tokens of one pass over a rollout: each prompt once, and the rows behind. float32 []."""
-  return families.length_PJ.sum().astype(jnp.float32) + behind_prompts(rollout)
+  rows = J * strategy.length_B.sum() + execution.length_B.sum()
+  return (families.length_PJ.sum() + rows).astype(jnp.float32)
 
 
 def tokens(families: Families, rollout, config: Config) -> dict[str, jax.Array]:
@@ -66,12 +65,17 @@ def examples(batch: Examples) -> dict[str, jax.Array]:
   }
 
 
+def layer_parameters(model) -> int:
+  """Parameters of all layers' matrices. `model`: anything with the sizes of `config.Model`."""
+  heads = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
+  return model.layers * model.width * (heads + 3 * model.mlp_width)
+
+
 def flops(model: Model, vocab: int, counts: dict[str, float]) -> float:
   """2 N (generated + read) + 6 N trained, N the parameters in matrix products, the head's too.
 
   The estimate of arXiv 2001.08361: attention's own products, small for short texts, are left out.
   """
-  heads = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
-  N = model.layers * model.width * (heads + 3 * model.mlp_width) + model.width * vocab
+  N = layer_parameters(model) + model.width * vocab
   forward = counts["cost/generated"] + counts["cost/read"]
   return 2.0 * N * forward + 6.0 * N * counts["cost/trained"]

@@ -11,7 +11,6 @@ import collections
 import json
 import os
 import sys
-from functools import partial
 
 import jax
 import numpy as np
@@ -68,9 +67,17 @@ def measure(workdir: str, name: str, samples: int, problems: int) -> dict[str, n
   room = config.Room(e.prompt, e.strategy, e.execution, loaded.config.room.numbers)
   judge = "process" if name == "prm" else "reward"
   run = jax.jit(
-    lambda params, critic, families, key: partial(
-      _judged, lm, tokenizer.symbols, loaded.config.sampling, room, samples, (judge, critic)
-    )(params, families, key)
+    lambda params, critic, families, key: _judged(
+      lm,
+      tokenizer.symbols,
+      loaded.config.sampling,
+      room,
+      samples,
+      (judge, critic),
+      params,
+      families,
+      key,
+    )
   )
   out = {}
   for split in SPLITS:

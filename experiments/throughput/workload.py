@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from sgpo import cost
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
@@ -35,8 +37,7 @@ class Workload:
   @property
   def layer_parameters(self) -> int:
     """Parameters of all matrices but the embedding and the head."""
-    heads = (2 * self.heads + 2 * self.kv_heads) * self.head_dim
-    return self.layers * self.width * (heads + 3 * self.mlp_width)
+    return cost.layer_parameters(self)
 
   @property
   def tokens(self) -> dict[str, int]:

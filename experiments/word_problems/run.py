@@ -14,17 +14,13 @@ import sys
 import matplotlib
 from matplotlib.figure import Figure
 
+from experiments.tables import cell
 from sgpo import report
 from sgpo.evaluation import statistics
 from sgpo.report import charts
 
 COMMAND = "python -m experiments.word_problems.run --seeds={seeds}"
 PROBLEMS = 1024  # a split: twice the demo's, for narrower intervals
-
-
-def cell(interval: dict) -> str:
-  """0.81 [0.78, 0.85]."""
-  return f"{interval['mean']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
 def bits(split: dict, key: str = "correct") -> list[int]:

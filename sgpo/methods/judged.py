@@ -3,12 +3,25 @@
 from collections.abc import Callable
 from functools import partial
 
+import jax.numpy as jnp
+
 from sgpo import critics
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.methods import Method, grpo, sgpo
 from sgpo.models import transformer
 from sgpo.types import TrainState
+
+
+def advance(
+  state: TrainState, collected: step_lib.Collected, r: step_lib.Rewards, teach: Callable,
+  improve: Callable, config: Config,
+) -> tuple[TrainState, dict]:  # fmt: skip
+  """`teach(state)` in the judge's steps, `improve(state)` in the policy's ones."""
+  state, metrics = critics.either(state.step < config.critic.steps, teach, improve, state)
+  metrics |= step_lib.rollout_metrics(collected.retrieval, collected.rollout, r, 0)
+  metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+  return state.replace(step=state.step + 1), metrics
 
 
 def make(

@@ -179,10 +179,7 @@ def learn(
     }
     return state, metrics | base | more
 
-  state, metrics = critics.either(state.step < config.critic.steps, teach, improve, state)
-  metrics |= step_lib.rollout_metrics(collected.retrieval, rollout, r, 0)
-  metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-  return state.replace(step=state.step + 1), metrics
+  return judged.advance(state, collected, r, teach, improve, config)
 
 
 def make(config: Config, dataset, tokenizer, mesh) -> Method:

@@ -131,9 +131,8 @@ def learn(
     batch = Judged(families, rollout, correct_PG)
     state, metrics = critics.update(state, "reward", loss_fn, batch, pieces, judge)
     learnt = state.critic["value"].replace(params=state.critic["reward"].params)
-    return state.replace(critic={**state.critic, "value": learnt}), metrics | base | {
-      "cost/trained": whole
-    }
+    state = state.replace(critic={**state.critic, "value": learnt})
+    return state, metrics | base | {"cost/trained": whole}
 
   def improve(state):
     reward_params, value_params = (state.critic[n].params for n in ("reward", "value"))
@@ -175,10 +174,7 @@ def learn(
     more["cost/trained"] = base["cost/trained"] + whole
     return state, metrics | base | more
 
-  state, metrics = critics.either(state.step < config.critic.steps, teach, improve, state)
-  metrics |= step_lib.rollout_metrics(collected.retrieval, rollout, r, 0)
-  metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-  return state.replace(step=state.step + 1), metrics
+  return judged.advance(state, collected, r, teach, improve, config)
 
 
 def make(config: Config, dataset, tokenizer, mesh) -> Method:
