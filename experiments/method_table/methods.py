@@ -12,7 +12,7 @@ OUTCOMES = (  # of SGPO: what right answers say, without the shaping terms
   "--config.reward.faithfulness=0.0",
 )  # fmt: skip
 SGPO = (  # all problems of a family write strategies and share what these are worth
-  "--config.sgpo.pooled=True", "--config.sgpo.share=1.0", "--config.sgpo.execution_baseline=False",
+  "--config.sgpo.pooled=True", "--config.sgpo.share=10.0", "--config.sgpo.execution_baseline=False",
   "--config.bank.capacity=0", *OUTCOMES,
 )  # fmt: skip
 RATES = {  # learning rate of each stage, by search.py

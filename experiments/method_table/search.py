@@ -13,12 +13,12 @@ from experiments import runs, tables
 from experiments.method_table import methods
 
 SEED = 100
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4)
 VARIANTS = {  # of SGPO, beside the table's
-  "sgpo_no_imitation": "--config.sgpo.execution_baseline=True",
-  "sgpo_one_source": "--config.sgpo.pooled=False",
+  "sgpo_share_1": "--config.sgpo.share=1.0",
 }
 PROBLEMS = ("--config.eval.problems=256",)
+COLD = ("--config.sft.steps=2000",)
 
 
 def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
@@ -44,7 +44,7 @@ def main() -> int:
   parser.add_argument("--out", default="runs/method_table_search", help="folder of records")
   args = parser.parse_args()
   os.makedirs(args.out, exist_ok=True)
-  args.cold = (*PROBLEMS, "--config.sft.steps=900")
+  args.cold = (*PROBLEMS, *COLD)
   args.options = (*PROBLEMS, "--config.sgpo.steps=50", "--config.critic.steps=40")
   try:
     found = runs.results(jobs(args), args.out, args.runs, args.workers)
