@@ -10,7 +10,7 @@ import sys
 
 from sgpo import files, train
 from sgpo.data.pretrained import PretrainedTokenizer
-from sgpo.models import hf
+from sgpo.models import hf, hf_config
 
 
 def export(workdir: str, out: str, dtype: str) -> None:
@@ -22,7 +22,7 @@ def export(workdir: str, out: str, dtype: str) -> None:
   if os.path.isdir(out) and os.listdir(out):
     raise ValueError(f"--out={out} is not empty; choose another")
   config, _, tokenizer, state = train.load(workdir)
-  hf.family_of(config.model)  # before anything is written
+  hf_config.family_of(config.model)  # before anything is written
   os.makedirs(out, exist_ok=True)
   source = {}
   if isinstance(tokenizer, PretrainedTokenizer):

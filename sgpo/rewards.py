@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sgpo import policy
 from sgpo.bank_math import lower_bound
+from sgpo.config import Config
 from sgpo.models.calculator import digit_value
-from sgpo.types import NO_NUMBER, Segment, Symbols, within
+from sgpo.models.transformer import LM
+from sgpo.types import NO_NUMBER, Families, Segment, Symbols, within
 
 MAX_DIGITS = 9  # what fits int32
 
@@ -166,3 +169,89 @@ def faithfulness(own_logp, other_logp, mask) -> jax.Array:
   """
   count = jnp.maximum(mask.sum(-1), 1)
   return jnp.clip(((own_logp - other_logp) * mask).sum(-1) / count, 0.0, 1.0)
+
+
+@struct.dataclass
+class Rewards:
+  """Rewards and their parts."""
+
+  reward_PG: jax.Array
+  correct_PGJ: jax.Array
+  parsed_PGJ: jax.Array
+  transfer_PG: jax.Array  # mean over the siblings; 0 without siblings
+  successes_PG: jax.Array  # right answers of siblings behind `transfer_PG`
+  trials_PG: jax.Array  # their executions
+  form_PG: jax.Array
+  leak_PG: jax.Array
+  agreement_PG: jax.Array  # mean over the family
+  faithfulness_PG: jax.Array
+
+
+def _foreign_logp(params, families: Families, rollout, apart: int, *, lm, symbols, temperature):
+  """log pi(e | x_0, s') of the sources' executions behind the strategy of a source `apart`."""
+  segment = lambda x: jnp.roll(x, apart, axis=0)
+  _, hidden_PGED = policy.hidden_segments(
+    lm, params, families.prompt_PJT[:, 0], families.length_PJ[:, 0],
+    segment(rollout.strategy.tokens_BL), segment(rollout.strategy.length_B),
+    rollout.execution.tokens_BL[:, 0], rollout.execution.length_B[:, 0], symbols,
+  )  # fmt: skip
+  tokens = rollout.execution.tokens_BL[:, 0]
+  return policy.token_scores(lm, params, hidden_PGED, tokens, temperature)[0]
+
+
+def total(
+  params, families: Families, rollout: policy.Rollout, grades: Grades, *, lm: LM,
+  config: Config, symbols: Symbols,
+) -> Rewards:  # fmt: skip
+  """R_PG = own c_0 + transfer mean_{j>=1} c_j + the weighted parts of coherence.
+
+  `grades` are those of the executions, [P, J, G].
+  """
+  w = config.reward
+  correct_PGJ = grades.correct.swapaxes(1, 2)
+  own_PG = correct_PGJ[:, :, 0]
+  siblings = correct_PGJ.shape[2] - 1
+  if config.sgpo.pooled:
+    members = config.sgpo.siblings + 1
+    successes_PG, trials_PG = pooled(rollout.strategy, own_PG, members)
+    # without evidence from others, its own answer stands for them
+    transfer_PG = jnp.where(trials_PG > 0, successes_PG / jnp.maximum(trials_PG, 1), own_PG)
+  else:
+    successes_PG = correct_PGJ[:, :, 1:].sum(-1)
+    trials_PG = jnp.full_like(own_PG, siblings)
+    transfer_PG = successes_PG / max(siblings, 1)
+  form_PG = form(rollout.strategy)
+  leak_PG = 1 - no_leak(
+    rollout.strategy, families.answer_PJ[:, 0], families.numbers_PJM[:, 0], symbols
+  )
+  agreement_PG = agreement(rollout.strategy, rollout.execution, symbols).mean(1)
+  faithfulness_PG = jnp.zeros_like(own_PG)
+  if w.faithfulness:
+    own_logp = rollout.execution.logp_BL[:, 0]
+    other_logp = _foreign_logp(
+      params, families, rollout, config.sgpo.siblings + 1 if config.sgpo.pooled else 1,
+      lm=lm, symbols=symbols, temperature=config.sampling.temperature,
+    )  # fmt: skip
+    mask = rollout.execution.written_BL[:, 0] & ~rollout.execution.forced_BL[:, 0]
+    faithfulness_PG = faithfulness(own_logp, other_logp, mask)
+  reward_PG = (
+    w.own * own_PG
+    + w.transfer * transfer_PG
+    + w.form * form_PG
+    + w.leak * (1 - leak_PG)
+    + w.agreement * agreement_PG
+    + w.faithfulness * faithfulness_PG
+  )
+  parsed_PGJ = grades.parsed.swapaxes(1, 2)
+  return Rewards(
+    reward_PG,
+    correct_PGJ,
+    parsed_PGJ,
+    transfer_PG,
+    successes_PG,
+    trials_PG,
+    form_PG,
+    leak_PG,
+    agreement_PG,
+    faithfulness_PG,
+  )

@@ -13,10 +13,10 @@ import optax
 from flax import struct
 
 from sgpo import bank as bank_lib
-from sgpo import cost, losses, policy, rewards, updates
+from sgpo import cost, losses, objective, policy, rewards, updates
 from sgpo.config import Config
 from sgpo.models.transformer import LM
-from sgpo.types import Families, Symbols, TrainState, within
+from sgpo.types import Families, Symbols, TrainState
 
 
 @struct.dataclass
@@ -40,22 +40,6 @@ class Collected:
   families: Families  # with the hints in the sources' prompts
   retrieval: Retrieval
   rollout: policy.Rollout
-
-
-@struct.dataclass
-class Rewards:
-  """Rewards and their parts."""
-
-  reward_PG: jax.Array
-  correct_PGJ: jax.Array
-  parsed_PGJ: jax.Array
-  transfer_PG: jax.Array  # mean over the siblings; 0 without siblings
-  successes_PG: jax.Array  # right answers of siblings behind `transfer_PG`
-  trials_PG: jax.Array  # their executions
-  form_PG: jax.Array
-  leak_PG: jax.Array
-  agreement_PG: jax.Array  # mean over the family
-  faithfulness_PG: jax.Array
 
 
 def flatten(families: Families) -> Families:
@@ -95,82 +79,7 @@ def retrieve(
   return families, Retrieval(query_PD, hits, used_PR)
 
 
-def _foreign_logp(params, families: Families, rollout, apart: int, *, lm, symbols, temperature):
-  """log pi(e | x_0, s') of the sources' executions behind the strategy of a source `apart`."""
-  segment = lambda x: jnp.roll(x, apart, axis=0)
-  _, hidden_PGED = policy.hidden_segments(
-    lm, params, families.prompt_PJT[:, 0], families.length_PJ[:, 0],
-    segment(rollout.strategy.tokens_BL), segment(rollout.strategy.length_B),
-    rollout.execution.tokens_BL[:, 0], rollout.execution.length_B[:, 0], symbols,
-  )  # fmt: skip
-  tokens = rollout.execution.tokens_BL[:, 0]
-  return policy.token_scores(lm, params, hidden_PGED, tokens, temperature)[0]
-
-
-def reward(
-  params, families: Families, rollout: policy.Rollout, grades: rewards.Grades, *, lm: LM,
-  config: Config, symbols: Symbols,
-) -> Rewards:  # fmt: skip
-  """R_PG = own c_0 + transfer mean_{j>=1} c_j + the weighted parts of coherence.
-
-  `grades` are those of the executions, [P, J, G].
-  """
-  w = config.reward
-  correct_PGJ = grades.correct.swapaxes(1, 2)
-  own_PG = correct_PGJ[:, :, 0]
-  siblings = correct_PGJ.shape[2] - 1
-  if config.sgpo.pooled:
-    members = config.sgpo.siblings + 1
-    successes_PG, trials_PG = rewards.pooled(rollout.strategy, own_PG, members)
-    # without evidence from others, its own answer stands for them
-    transfer_PG = jnp.where(trials_PG > 0, successes_PG / jnp.maximum(trials_PG, 1), own_PG)
-  else:
-    successes_PG = correct_PGJ[:, :, 1:].sum(-1)
-    trials_PG = jnp.full_like(own_PG, siblings)
-    transfer_PG = successes_PG / max(siblings, 1)
-  form_PG = rewards.form(rollout.strategy)
-  leak_PG = 1 - rewards.no_leak(
-    rollout.strategy, families.answer_PJ[:, 0], families.numbers_PJM[:, 0], symbols
-  )
-  agreement_PG = rewards.agreement(rollout.strategy, rollout.execution, symbols).mean(1)
-  faithfulness_PG = jnp.zeros_like(own_PG)
-  if w.faithfulness:
-    own_logp = rollout.execution.logp_BL[:, 0]
-    other_logp = _foreign_logp(
-      params, families, rollout, config.sgpo.siblings + 1 if config.sgpo.pooled else 1,
-      lm=lm, symbols=symbols, temperature=config.sampling.temperature,
-    )  # fmt: skip
-    mask = _written(rollout.execution)[:, 0] & ~rollout.execution.forced_BL[:, 0]
-    faithfulness_PG = rewards.faithfulness(own_logp, other_logp, mask)
-  reward_PG = (
-    w.own * own_PG
-    + w.transfer * transfer_PG
-    + w.form * form_PG
-    + w.leak * (1 - leak_PG)
-    + w.agreement * agreement_PG
-    + w.faithfulness * faithfulness_PG
-  )
-  parsed_PGJ = grades.parsed.swapaxes(1, 2)
-  return Rewards(
-    reward_PG,
-    correct_PGJ,
-    parsed_PGJ,
-    transfer_PG,
-    successes_PG,
-    trials_PG,
-    form_PG,
-    leak_PG,
-    agreement_PG,
-    faithfulness_PG,
-  )
-
-
-def _written(segment) -> jax.Array:
-  """Which slots of a segment hold tokens, the stop token included."""
-  return within(segment.length_B, segment.tokens_BL.shape[-1])
-
-
-def advantages(r: Rewards, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
+def advantages(r: rewards.Rewards, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(strategy_PG, execution_PGJ, zero_std_P).
 
   A strategy answers for its reward, an execution for its own problem alone. A group whose raw
@@ -190,7 +99,7 @@ def advantages(r: Rewards, config: Config) -> tuple[jax.Array, jax.Array, jax.Ar
 
 
 def taught(
-  families: Families, rollout: policy.Rollout, r: Rewards, config: Config
+  families: Families, rollout: policy.Rollout, r: rewards.Rewards, config: Config
 ) -> policy.Taught:
   """Each family's best strategy for all of its problems, weighted by its bound of success."""
   P, J = families.length_PJ.shape
@@ -203,98 +112,7 @@ def taught(
   return policy.Taught(spread(tokens_FS), spread(length_F), spread(bound_F))
 
 
-@struct.dataclass
-class Piece:
-  """What the loss needs of some families: all of a batch, or a part of it."""
-
-  families: Families
-  rollout: policy.Rollout
-  advantage_PG: jax.Array  # of strategies; [P, G, S] where tokens differ
-  advantage_PGJ: jax.Array  # of executions; [P, G, J, E] where tokens differ
-  reference: policy.Scores | None  # of the reference parameters, where there is a KL term
-  taught: policy.Taught | None = None  # strategies to imitate
-
-
-def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
-  """The tokens that carry loss: strategies, and executions without the calculator's tokens."""
-  execution = rollout.execution
-  return _written(rollout.strategy), _written(execution) & ~execution.forced_BL
-
-
-def policy_loss(
-  params, piece: Piece, *, counts: tuple[jax.Array, ...], lm: LM, config: Config,
-  symbols: Symbols,
-) -> tuple[jax.Array, dict]:  # fmt: skip
-  """weight * (L(strategy) + share * L(shared)) + L(execution) + kl * KL, means over tokens.
-
-  L(shared) = -w log pi(s | x) teaches every problem of a family the best strategy of all.
-
-  `counts` are the tokens of both segments in the whole batch, and of the strategies taught: losses
-  and metrics of pieces add up.
-  """
-  c, rollout = config.sgpo, piece.rollout
-  scores = policy.score(
-    lm, params, piece.families.prompt_PJT, piece.families.length_PJ, rollout,
-    symbols=symbols, temperature=config.sampling.temperature, taught=piece.taught,
-  )  # fmt: skip
-  strategy, execution = rollout.strategy, rollout.execution
-  (mask_s, mask_e), (count_s, count_e, *count_t) = loss_masks(rollout), counts
-  clip = dict(clip_low=c.clip_low, clip_high=c.clip_high)
-  strategy_loss, strategy_clip = losses.clipped_policy_gradient(
-    scores.strategy_logp, strategy.logp_BL, piece.advantage_PG, mask_s, **clip, count=count_s
-  )
-  execution_loss, execution_clip = losses.clipped_policy_gradient(
-    scores.execution_logp, execution.logp_BL, piece.advantage_PGJ.swapaxes(1, 2), mask_e, **clip,
-    count=count_e,
-  )  # fmt: skip
-  loss = c.strategy_weight * strategy_loss + execution_loss
-  difference = jnp.abs(scores.execution_logp - execution.logp_BL)
-  metrics = {
-    "train/strategy_loss": strategy_loss,
-    "train/execution_loss": execution_loss,
-    "train/clip_frac": (strategy_clip + execution_clip) / 2,
-    "train/strategy_entropy": losses.masked_mean(scores.strategy_entropy, mask_s, count_s),
-    "train/entropy": losses.masked_mean(scores.execution_entropy, mask_e, count_e),
-    "train/logp_diff": losses.masked_mean(difference, mask_e, count_e),
-  }
-  if piece.taught is not None:
-    t = piece.taught
-    mask_t = within(t.length, t.tokens.shape[-1])
-    shared = t.weight[..., None] * scores.taught_logp
-    metrics["train/shared_loss"] = -losses.masked_mean(shared, mask_t, count_t[0])
-    loss += c.strategy_weight * c.share * metrics["train/shared_loss"]
-  if piece.reference is not None:
-    kl = losses.kl_divergence(
-      scores.strategy_logp, piece.reference.strategy_logp, mask_s, count_s
-    ) + losses.kl_divergence(scores.execution_logp, piece.reference.execution_logp, mask_e, count_e)
-    metrics["train/kl"] = kl
-    loss += c.kl * kl
-  return loss, metrics | {"train/loss": loss}
-
-
-def improve(
-  state: TrainState, whole: Piece, *, lm: LM, optimizer: optax.GradientTransformation,
-  config: Config, symbols: Symbols,
-) -> tuple[TrainState, dict]:  # fmt: skip
-  """`epochs` clipped policy-gradient updates on one rollout. Returns (state, metrics)."""
-  counts = tuple(mask.sum() for mask in loss_masks(whole.rollout))
-  if whole.taught is not None:
-    counts += (whole.taught.length.sum(),)
-  loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
-  loss_fn = updates.on_policy(loss_fn, state, config)
-
-  def epoch(state, _):
-    grads, metrics = updates.gradients(loss_fn, state.params, whole, config.sgpo.microbatches)
-    state, more = updates.apply_gradients(state, grads, optimizer)
-    return state, metrics | more
-
-  if config.sgpo.epochs == 1:
-    return epoch(state, None)
-  state, metrics = jax.lax.scan(epoch, state, length=config.sgpo.epochs)
-  return state, jax.tree.map(lambda x: x[-1], metrics)
-
-
-def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbols):
+def update(state, families, rollout, r: rewards.Rewards, *, lm, optimizer, config, symbols):
   """The policy's updates by the rewards of a rollout. Returns (state, metrics)."""
   advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config)
   reference = None
@@ -304,13 +122,20 @@ def update(state, families, rollout, r: Rewards, *, lm, optimizer, config, symbo
       symbols=symbols, temperature=config.sampling.temperature,
     )  # fmt: skip
   best = taught(families, rollout, r, config) if config.sgpo.share else None
-  whole = Piece(families, rollout, advantage_PG, advantage_PGJ, reference, best)
-  state, metrics = improve(state, whole, lm=lm, optimizer=optimizer, config=config, symbols=symbols)
+  whole = objective.Piece(families, rollout, advantage_PG, advantage_PGJ, reference, best)
+  state, metrics = objective.improve(
+    state, whole, lm=lm, optimizer=optimizer, config=config, symbols=symbols
+  )
   return state, metrics | {"rollout/zero_std_frac": zero_std_P.astype(jnp.float32).mean()}
 
 
 def remember(
-  state: TrainState, families: Families, retrieval: Retrieval, rollout, r: Rewards, config: Config
+  state: TrainState,
+  families: Families,
+  retrieval: Retrieval,
+  rollout,
+  r: rewards.Rewards,
+  config: Config,
 ):
   """Credits the retrieved, admits the proven, evicts the useless. Returns (state, metrics)."""
   c = config.bank
@@ -352,7 +177,7 @@ def _mean_where(x_P, where_P):
   return (x_P * where_P).sum() / where_P.sum()
 
 
-def rollout_metrics(retrieval: Retrieval, rollout, r: Rewards, siblings: int) -> dict:
+def rollout_metrics(retrieval: Retrieval, rollout, r: rewards.Rewards, siblings: int) -> dict:
   """What a rollout looked like, as scalars."""
   own_P = r.correct_PGJ[:, :, 0].mean(1)
   strategy, execution = rollout.strategy, rollout.execution
@@ -415,7 +240,7 @@ def learn(
   """
   families, retrieval, rollout = collected.families, collected.retrieval, collected.rollout
   params = updates.policy_params(state, config)
-  r = reward(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewards.total(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   r = jax.lax.stop_gradient(r)
   state, metrics = update(
     state, families, rollout, r, lm=lm, optimizer=optimizer, config=config, symbols=symbols

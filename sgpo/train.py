@@ -37,7 +37,7 @@ from sgpo.graders.rollouts import HostGradedStep
 from sgpo.methods import Method
 from sgpo.methods.registry import METHODS
 from sgpo.metrics import MetricWriter, Progress
-from sgpo.models import hf, transformer
+from sgpo.models import hf, hf_config, transformer
 from sgpo.types import TrainState
 
 TOKENIZER = "tokenizer"  # folder of a run that started from a model folder
@@ -318,7 +318,7 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
     there = config_lib.read_run(files.read_json(os.path.join(known[0], "config.json")))
     model, vocab = there.model, there.data.vocab_size
   elif folder.is_model(config.init_from):
-    model, vocab = hf.read_config(config.init_from)
+    model, vocab = hf_config.read_config(config.init_from)
   else:
     return config
   own = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}

@@ -102,6 +102,11 @@ class Segment:
   forced_BL: jax.Array  # bool [..., L], written by the calculator
   truncated_B: jax.Array  # bool [...], no stop token within L
 
+  @property
+  def written_BL(self) -> jax.Array:
+    """Which slots hold tokens, the stop token included: bool [..., L]."""
+    return within(self.length_B, self.tokens_BL.shape[-1])
+
 
 @struct.dataclass
 class TrainState:

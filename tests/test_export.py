@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sgpo import train
-from sgpo.models import hf
+from sgpo.models import hf, hf_config
 from tests.data.test_pretrained import byte_level
 from tests.models.test_hf import MODELS, abstract, random_params
 
@@ -74,7 +74,7 @@ def test_a_model_folder_through_sgpo_and_back(family, questions, gsm8k_folder, t
   assert done.returncode == 0, done.stderr
   with open(os.path.join(out, "config.json"), encoding="utf-8") as file:
     assert json.load(file)["comment"] == "kept"
-  back, vocab = hf.read_config(out)
+  back, vocab = hf_config.read_config(out)
   assert vocab == loaded.tokenizer.vocab_size and back.width == model.width
   params = hf.load(out, abstract(back, vocab))
   jax.tree.map(np.testing.assert_array_equal, params, loaded.state.params)

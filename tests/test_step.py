@@ -12,7 +12,7 @@ import pytest
 
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import policy, rewards, sharding, step, updates
+from sgpo import objective, policy, rewards, sharding, step, updates
 from sgpo.bank_math import lower_bound
 from sgpo.models import transformer
 from sgpo.types import NO_NUMBER, Families, Segment, TrainState, within
@@ -205,7 +205,7 @@ def test_rewards_and_advantages_by_hand(config, symbols):
   lm = transformer.make_lm(config.model, V)
   rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
   grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
-  r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewards.total(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   np.testing.assert_allclose(r.correct_PGJ, CORRECT)
   np.testing.assert_allclose(r.reward_PG[0], [3.3, 2.3, 1.3, 0.3], rtol=1e-6)
   strategy, execution, zero = step.advantages(r, config)
@@ -300,7 +300,7 @@ def test_pooled_families_write_strategies_on_every_member(config, symbols):
   assert collected.rollout.execution.tokens_BL.shape == (P * (1 + K), 1, G, E)
   families, rollout = collected.families, collected.rollout
   grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
-  r = step.reward(state.params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewards.total(state.params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   own, trials = r.correct_PGJ[:, :, 0], r.trials_PG
   assert 0 < (trials > 0).mean() < 1
   np.testing.assert_allclose(
@@ -334,7 +334,7 @@ def test_a_family_learns_its_best_strategy(config, symbols, pooled):
   lm = transformer.make_lm(config.model, V)
   params = talkative_params(config, symbols)
   grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
-  r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewards.total(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   best = step.taught(families, rollout, r, config)
   assert best.tokens.shape == (*families.length_PJ.shape, S)
   rows = jax.tree.map(lambda x: x.reshape(P, J, *x.shape[2:]), best)
@@ -344,9 +344,9 @@ def test_a_family_learns_its_best_strategy(config, symbols, pooled):
   np.testing.assert_allclose(rows.weight[2], lower_bound(1.0, 3.0), rtol=1e-6)
   np.testing.assert_allclose(rows.weight[3], 0, atol=1e-6)  # nothing was right
   shape = r.correct_PGJ.shape
-  piece = step.Piece(families, rollout, jnp.zeros(shape[:2]), jnp.zeros(shape), None, best)
-  counts = (*(mask.sum() for mask in step.loss_masks(rollout)), best.length.sum())
-  loss, metrics = step.policy_loss(
+  piece = objective.Piece(families, rollout, jnp.zeros(shape[:2]), jnp.zeros(shape), None, best)
+  counts = (*(mask.sum() for mask in objective.loss_masks(rollout)), best.length.sum())
+  loss, metrics = objective.policy_loss(
     params, piece, counts=counts, lm=lm, config=config, symbols=symbols
   )
   # The same by a pass of its own for each problem.

@@ -22,6 +22,7 @@ from sgpo import allocator, files, train
 from sgpo import bank as bank_lib
 from sgpo.data import pipeline, strategies
 from sgpo.evaluation import evaluate, statistics
+from sgpo.evaluation.solver import Solver, solve_problems, written
 from sgpo.report import charts
 
 SPLITS = ("cross", "comp")  # chains that mix domains; held-out pairs of relations
@@ -70,10 +71,10 @@ def open_run(workdir: str) -> train.Loaded:
   return loaded
 
 
-def solved(solver: evaluate.Solver, problems: list, domains, guided: bool) -> dict:
+def solved(solver: Solver, problems: list, domains, guided: bool) -> dict:
   """What one arm made of the problems: marks, and shares of right plans and of cut answers."""
-  out = evaluate.solve_problems(problems, solver, domains, guided)
-  texts = evaluate.written(out["strategy"], solver)
+  out = solve_problems(problems, solver, domains, guided)
+  texts = written(out["strategy"], solver)
   right = [strategies.render(p.plan, solver.config.data) for p in problems]
   return {
     "correct": evaluate.marks(out["correct"].astype(float)),
@@ -88,7 +89,7 @@ def measure(workdir: str, count: int) -> dict:
   loaded = open_run(workdir)
   e = dataclasses.replace(loaded.config.eval, batch=min(BATCH, count))
   config = dataclasses.replace(loaded.config, eval=e)
-  solver = evaluate.Solver(config, loaded.state, loaded.tokenizer)
+  solver = Solver(config, loaded.state, loaded.tokenizer)
   domains = loaded.dataset.domains
   arms = banks(loaded.state.bank, domains)
   active = {

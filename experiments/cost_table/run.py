@@ -41,6 +41,7 @@ OUT_OF_DISTRIBUTION = ("num", "lex", "distract", "len", "comp", "cls", "cross")
 
 def seconds(options: tuple[str, ...], path: str, rounds: int) -> dict[str, list[float]]:
   """Seconds of a policy's step of each method, the methods in turn, on fresh parameters."""
+  options = (*methods.DATA, *options)
   base = runs.configured(path, options)
   dataset = make_dataset(base.data)
   tokenizer = Tokenizer.train(dataset.texts(), base.data.vocab_size)

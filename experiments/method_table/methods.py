@@ -3,6 +3,9 @@
 from experiments.runs import Job
 
 COLD = "cold"
+DATA = (  # of all runs: few annotated classes, many with answers only
+  "--config.data.annotated=0.25", "--config.data.practice=0.45",
+)  # fmt: skip
 COMMON = (  # of all methods: a step of 16 families of 4 problems, 256 executions
   "--config.sgpo.sources=16", "--config.sgpo.microbatches=8", "--config.room.prompt=64",
   "--config.bank.retrieved=0",
@@ -31,7 +34,7 @@ BASELINES = ("sft", "rft", "grpo", "rlhf", "prm")
 
 def cold(args, seed: int, name: str = COLD, changes: tuple[str, ...] = ()) -> Job:
   """The cold start of a seed, from which methods go on."""
-  return Job(name, seed, "sft", args.config, (*args.cold, *changes))
+  return Job(name, seed, "sft", args.config, (*DATA, *args.cold, *changes))
 
 
 def job(
@@ -39,5 +42,5 @@ def job(
 ) -> Job:
   """A run of a method: what all share, then what it changes. `rate`: that of RATES unless given."""
   learning = f"--config.sgpo.learning_rate={rate or RATES[stage]:g}"
-  options = (*args.options, *COMMON, learning, *changes)
+  options = (*DATA, *args.options, *COMMON, learning, *changes)
   return Job(name, start.seed, stage, args.config, options, start)

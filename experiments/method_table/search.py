@@ -13,7 +13,7 @@ from experiments import runs, tables
 from experiments.method_table import methods
 
 SEED = 100
-RATES = (1e-4, 3e-4)
+RATES = (1e-4, 3e-4, 1e-3)
 VARIANTS = {  # of SGPO, beside the table's
   "sgpo_share_1": "--config.sgpo.share=1.0",
 }

@@ -13,7 +13,7 @@ from sgpo import folder, policy, sharding, train
 from sgpo.data import pipeline
 from sgpo.data.pretrained import PretrainedTokenizer
 from sgpo.data.tokenizers import Tokenizer
-from sgpo.models import hf, sampler, transformer
+from sgpo.models import hf, hf_config, sampler, transformer
 
 BUCKET = 64  # prompts are padded to multiples of this
 
@@ -42,7 +42,7 @@ def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
   if not folder.is_model(path):
     config, _, tokenizer, state = train.load(path)
     return Loaded(transformer.make_lm(config.model, tokenizer.vocab_size), state.params, tokenizer)
-  model, vocab = hf.read_config(path)
+  model, vocab = hf_config.read_config(path)
   model = dataclasses.replace(model, dtype=dtype)
   tokenizer = PretrainedTokenizer(path, dataclasses.replace(data, vocab_size=vocab))
   lm = transformer.make_lm(model, tokenizer.vocab_size)

@@ -113,3 +113,8 @@ def stratified_iqm(
   cut = flat.shape[1] // 4
   middle = flat[:, cut : flat.shape[1] - cut].mean(1)
   return _interval(interquartile_mean(scores_RT), middle, confidence)
+
+
+def graded_mean(correct: np.ndarray) -> dict[str, float]:
+  """The mean with its interval, over what could be graded."""
+  return bootstrap_interval(correct[~np.isnan(correct)])

@@ -5,7 +5,7 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from sgpo import critics
+from sgpo import critics, rewards
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.methods import Method, grpo, sgpo
@@ -14,7 +14,7 @@ from sgpo.types import TrainState
 
 
 def advance(
-  state: TrainState, collected: step_lib.Collected, r: step_lib.Rewards, teach: Callable,
+  state: TrainState, collected: step_lib.Collected, r: rewards.Rewards, teach: Callable,
   improve: Callable, config: Config,
 ) -> tuple[TrainState, dict]:  # fmt: skip
   """`teach(state)` in the judge's steps, `improve(state)` in the policy's ones."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sgpo import cost, critics, losses, policy, rewards, updates
+from sgpo import cost, critics, losses, objective, policy, rewards, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.methods import Method, judged
@@ -147,7 +147,7 @@ def learn(
   families, rollout = collected.families, collected.rollout
   bound = dict(lm=lm, symbols=symbols)
   params = updates.policy_params(state, config)
-  r = step_lib.reward(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewards.total(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   correct_PG = r.correct_PGJ[:, :, 0]
   base, whole = cost.tokens(families, rollout, config), cost.one_pass(families, rollout)
 
@@ -168,8 +168,8 @@ def learn(
     ends_PGE = step_ends(rollout.execution, symbols)
     reward_PGE = 2 * jax.nn.sigmoid(logit_PGE) - 1
     strategy_PG, execution_PGE = advantages(reward_PGE, ends_PGE, correct_PG, config.critic.process)
-    piece = step_lib.Piece(families, rollout, strategy_PG, execution_PGE[:, :, None], None)
-    state, metrics = step_lib.improve(state, piece, optimizer=optimizer, config=config, **bound)
+    piece = objective.Piece(families, rollout, strategy_PG, execution_PGE[:, :, None], None)
+    state, metrics = objective.improve(state, piece, optimizer=optimizer, config=config, **bound)
     last_PGE = critics.last_slot(rollout.execution)
     right = ((logit_PGE > 0) == (correct_PG > 0.5)[..., None]).astype(jnp.float32)
     more = {

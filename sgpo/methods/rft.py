@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import cost, losses, policy, rewards, updates
+from sgpo import cost, losses, objective, policy, rewards, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.methods import Method, grpo, sgpo
@@ -19,7 +19,7 @@ from sgpo.types import Symbols, TrainState
 
 
 def loss_fn(
-  params, piece: step_lib.Piece, *, count: jax.Array, lm: LM, config: Config, symbols: Symbols
+  params, piece: objective.Piece, *, count: jax.Array, lm: LM, config: Config, symbols: Symbols
 ) -> tuple[jax.Array, dict]:
   """-sum c log pi over the tokens of correct trajectories, over their `count` in the batch.
 
@@ -41,7 +41,7 @@ def kept(rollout: policy.Rollout, correct_PG: jax.Array) -> tuple[jax.Array, jax
 
   An answer that could not be graded is not correct, though its `correct` is its group's mean.
   """
-  mask_s, mask_e = step_lib.loss_masks(rollout)
+  mask_s, mask_e = objective.loss_masks(rollout)
   return mask_s & (correct_PG == 1)[..., None], mask_e & (correct_PG == 1)[:, None, :, None]
 
 
@@ -52,8 +52,8 @@ def learn(
   """Imitates the correct trajectories of flattened families. Pure."""
   families, rollout = collected.families, collected.rollout
   params = updates.policy_params(state, config)
-  r = step_lib.reward(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
-  piece = step_lib.Piece(families, rollout, r.correct_PGJ[:, :, 0], r.correct_PGJ, None)
+  r = rewards.total(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  piece = objective.Piece(families, rollout, r.correct_PGJ[:, :, 0], r.correct_PGJ, None)
   count = sum(mask.sum() for mask in kept(rollout, piece.advantage_PG))
   bound = partial(loss_fn, count=count, lm=lm, config=config, symbols=symbols)
   bound = updates.on_policy(bound, state, config)

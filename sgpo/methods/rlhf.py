@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sgpo import cost, critics, losses, policy, rewards, updates
+from sgpo import cost, critics, losses, objective, policy, rewards, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.methods import Method, judged
@@ -97,7 +97,7 @@ def value_loss(
 
 def _written(rollout: policy.Rollout) -> jax.Array:
   """The tokens that the policy wrote itself, bool [P, G, S + E]."""
-  mask_PGS, mask_PJGE = step_lib.loss_masks(rollout)
+  mask_PGS, mask_PJGE = objective.loss_masks(rollout)
   return jnp.concatenate([mask_PGS, mask_PJGE[:, 0]], -1)
 
 
@@ -119,9 +119,7 @@ def learn(
   families, rollout = collected.families, collected.rollout
   pieces, bound = config.sgpo.microbatches, dict(lm=lm, symbols=symbols)
   policy_params = updates.policy_params(state, config)
-  r = step_lib.reward(
-    policy_params, families, rollout, grades, lm=lm, config=config, symbols=symbols
-  )
+  r = rewards.total(policy_params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   correct_PG = r.correct_PGJ[:, :, 0]
   count = pairs(correct_PG).sum()
   base, whole = cost.tokens(families, rollout, config), cost.one_pass(families, rollout)
@@ -156,10 +154,10 @@ def learn(
     mean = losses.masked_mean(advantage_PGL, mask_PGL)
     spread = jnp.sqrt(losses.masked_mean((advantage_PGL - mean) ** 2, mask_PGL))
     advantage_PGL = (advantage_PGL - mean) / (spread + 1e-6) * mask_PGL
-    piece = step_lib.Piece(
+    piece = objective.Piece(
       families, rollout, advantage_PGL[..., :S], advantage_PGL[..., None, S:], None
     )
-    state, metrics = step_lib.improve(state, piece, optimizer=optimizer, config=config, **bound)
+    state, metrics = objective.improve(state, piece, optimizer=optimizer, config=config, **bound)
     loss_fn = partial(value_loss, count=mask_PGL.sum(), **bound)
     batch = Judged(families, rollout, return_PGL)
     state, more = critics.update(state, "value", loss_fn, batch, pieces, judge)

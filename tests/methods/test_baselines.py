@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import policy, rewards, step
+from sgpo import objective, policy, rewards, step
 from sgpo.data import make_dataset
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.methods import rft, sft
@@ -37,7 +37,7 @@ def test_grpo_pays_the_outcome_to_the_whole_trajectory(flat, symbols):
   assert config.bank.capacity == 0 and (config.sgpo.sources, config.sgpo.siblings) == (P * J, 0)
   lm = transformer.make_lm(config.model, V)
   grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
-  r = step.reward(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewards.total(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   correct = np.asarray(grades.correct)[:, 0]
   np.testing.assert_allclose(r.reward_PG, correct)
   strategy, execution, zero = step.advantages(r, config)
@@ -54,7 +54,7 @@ def test_expert_iteration_imitates_correct_trajectories_alone(flat, symbols):
     rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols).correct
   )[:, 0]
   assert 0 < correct.sum() < correct.size
-  piece = step.Piece(
+  piece = objective.Piece(
     families, rollout, jnp.asarray(correct), jnp.asarray(correct)[:, :, None], None
   )
   count = sum(mask.sum() for mask in rft.kept(rollout, piece.advantage_PG))
@@ -62,7 +62,7 @@ def test_expert_iteration_imitates_correct_trajectories_alone(flat, symbols):
   scores = policy.score(
     lm, params, families.prompt_PJT, families.length_PJ, rollout, symbols=symbols, temperature=1.0
   )
-  mask_s, mask_e = step.loss_masks(rollout)
+  mask_s, mask_e = objective.loss_masks(rollout)
   total, tokens = 0.0, 0
   for n, g in zip(*np.nonzero(correct), strict=True):
     kept_s, kept_e = np.asarray(mask_s[n, g]), np.asarray(mask_e[n, 0, g])

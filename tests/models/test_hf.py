@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from sgpo import config as config_lib
 from sgpo import sharding
-from sgpo.models import hf
+from sgpo.models import hf, hf_config
 from sgpo.models.transformer import make_lm
 
 V = 64
@@ -74,7 +74,7 @@ def test_round_trip(name, tmp_path):
   hf.export(str(tmp_path), params, model, V, dtype="float32")
   with open(tmp_path / "config.json") as file:
     assert json.load(file)["model_type"] == name.replace("llama3", "llama")
-  assert hf.read_config(str(tmp_path)) == (model, V)
+  assert hf_config.read_config(str(tmp_path)) == (model, V)
   got = hf.load(str(tmp_path), abstract(model))
   jax.tree.map(np.testing.assert_array_equal, got, params)
 
@@ -84,7 +84,7 @@ def test_older_fields_give_the_same_configuration(tmp_path):
     folder = str(tmp_path / name)
     hf.export(folder, random_params(model), model, V)
     edit(folder, rope_parameters=None, layer_types=None, sliding_window_pattern=3)
-    assert hf.read_config(folder)[0] == model
+    assert hf_config.read_config(folder)[0] == model
 
 
 def test_bfloat16_halves_the_files_and_rounds(tmp_path):
@@ -148,7 +148,7 @@ def test_a_model_of_no_family_is_not_exported(tmp_path):
 def test_a_folder_that_does_not_fit(folder, change, message):
   edit(folder, **change)
   with pytest.raises(ValueError, match=message):
-    hf.load(folder, abstract(hf.read_config(folder)[0]))
+    hf.load(folder, abstract(hf_config.read_config(folder)[0]))
 
 
 def test_broken_files_are_named(folder, tmp_path_factory):
@@ -164,7 +164,7 @@ def test_broken_files_are_named(folder, tmp_path_factory):
   with pytest.raises(ValueError, match=f"{shard} is missing"):
     hf.load(folder, abstract(BASE))
   with pytest.raises(ValueError, match="config.json does not exist"):
-    hf.read_config(str(tmp_path_factory.mktemp("empty")))
+    hf_config.read_config(str(tmp_path_factory.mktemp("empty")))
   for name in os.listdir(folder):
     if name.startswith("model"):
       os.remove(os.path.join(folder, name))

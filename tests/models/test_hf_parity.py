@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sgpo import sharding
-from sgpo.models import hf
+from sgpo.models import hf, hf_config
 from sgpo.models.transformer import make_lm
 from sgpo.types import slots
 
@@ -89,7 +89,7 @@ def case(request, tmp_path_factory):
         p.add_(1.0)
   folder = str(tmp_path_factory.mktemp(request.param))
   theirs.save_pretrained(folder, max_shard_size="20KB")
-  model, vocab = hf.read_config(folder)
+  model, vocab = hf_config.read_config(folder)
   assert vocab == V
   return folder, theirs, model, make_lm(model, V), read(folder, model)
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from sgpo.evaluation import evaluate
+from sgpo.evaluation import transfer
 
 
 def test_a_wrong_strategy_is_of_another_class_and_nearly_as_long():
   plans = ["q+q", "q+q", "q-q", "q*q; q-r1"]
   length = np.array([4, 4, 4, 9])
-  other = evaluate.foreign_strategies(length, plans, plans, np.random.default_rng(0))
+  other = transfer.foreign_strategies(length, plans, plans, np.random.default_rng(0))
   assert other[0] == other[1] == 2
   assert other[2] in (0, 1)
   assert other[3] in (0, 1, 2)
@@ -19,13 +19,13 @@ def test_a_strategy_that_fits_this_class_is_not_wrong():
   length = np.array([4, 4, 9])
   # Problem 1 was given the plan of problem 0's class by mistake.
   texts = ["q+q", "q+q", "q*q"]
-  other = evaluate.foreign_strategies(length, texts, plans, np.random.default_rng(0))
+  other = transfer.foreign_strategies(length, texts, plans, np.random.default_rng(0))
   assert other.tolist() == [2, 2, 0] or other.tolist() == [2, 2, 1]
 
 
 def test_one_strategy_for_everything_has_no_wrong_one():
   plans, texts = ["q+q", "q-q"], ["q*q", "q*q"]
-  other = evaluate.foreign_strategies(np.array([4, 4]), texts, plans, np.random.default_rng(0))
+  other = transfer.foreign_strategies(np.array([4, 4]), texts, plans, np.random.default_rng(0))
   assert other.tolist() == [1, 0]
 
 
@@ -33,4 +33,4 @@ def test_class_prior_leaves_the_pair_itself_out():
   plans = ["a", "a", "a", "b"]
   answers = [[1, 7], [7, 2], [7, 3], [5, 5]]
   # Others of "a" without the first pair: 7, 2, 7, 3; without the second: 1, 7, 7, 3.
-  assert evaluate.class_prior(plans, answers).tolist() == [1.0, 0.0, 0.0, 0.0]
+  assert transfer.class_prior(plans, answers).tolist() == [1.0, 0.0, 0.0, 0.0]

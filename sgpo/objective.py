@@ -1,0 +1,104 @@
+"""The policy's loss over a rollout, and its updates by it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from sgpo import losses, policy, updates
+from sgpo.config import Config
+from sgpo.models.transformer import LM
+from sgpo.types import Families, Symbols, TrainState, within
+
+
+@struct.dataclass
+class Piece:
+  """What the loss needs of some families: all of a batch, or a part of it."""
+
+  families: Families
+  rollout: policy.Rollout
+  advantage_PG: jax.Array  # of strategies; [P, G, S] where tokens differ
+  advantage_PGJ: jax.Array  # of executions; [P, G, J, E] where tokens differ
+  reference: policy.Scores | None  # of the reference parameters, where there is a KL term
+  taught: policy.Taught | None = None  # strategies to imitate
+
+
+def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
+  """The tokens that carry loss: strategies, and executions without the calculator's tokens."""
+  execution = rollout.execution
+  return rollout.strategy.written_BL, execution.written_BL & ~execution.forced_BL
+
+
+def policy_loss(
+  params, piece: Piece, *, counts: tuple[jax.Array, ...], lm: LM, config: Config,
+  symbols: Symbols,
+) -> tuple[jax.Array, dict]:  # fmt: skip
+  """weight * (L(strategy) + share * L(shared)) + L(execution) + kl * KL, means over tokens.
+
+  L(shared) = -w log pi(s | x) teaches every problem of a family the best strategy of all.
+
+  `counts` are the tokens of both segments in the whole batch, and of the strategies taught: losses
+  and metrics of pieces add up.
+  """
+  c, rollout = config.sgpo, piece.rollout
+  scores = policy.score(
+    lm, params, piece.families.prompt_PJT, piece.families.length_PJ, rollout,
+    symbols=symbols, temperature=config.sampling.temperature, taught=piece.taught,
+  )  # fmt: skip
+  strategy, execution = rollout.strategy, rollout.execution
+  (mask_s, mask_e), (count_s, count_e, *count_t) = loss_masks(rollout), counts
+  clip = dict(clip_low=c.clip_low, clip_high=c.clip_high)
+  strategy_loss, strategy_clip = losses.clipped_policy_gradient(
+    scores.strategy_logp, strategy.logp_BL, piece.advantage_PG, mask_s, **clip, count=count_s
+  )
+  execution_loss, execution_clip = losses.clipped_policy_gradient(
+    scores.execution_logp, execution.logp_BL, piece.advantage_PGJ.swapaxes(1, 2), mask_e, **clip,
+    count=count_e,
+  )  # fmt: skip
+  loss = c.strategy_weight * strategy_loss + execution_loss
+  difference = jnp.abs(scores.execution_logp - execution.logp_BL)
+  metrics = {
+    "train/strategy_loss": strategy_loss,
+    "train/execution_loss": execution_loss,
+    "train/clip_frac": (strategy_clip + execution_clip) / 2,
+    "train/strategy_entropy": losses.masked_mean(scores.strategy_entropy, mask_s, count_s),
+    "train/entropy": losses.masked_mean(scores.execution_entropy, mask_e, count_e),
+    "train/logp_diff": losses.masked_mean(difference, mask_e, count_e),
+  }
+  if piece.taught is not None:
+    t = piece.taught
+    mask_t = within(t.length, t.tokens.shape[-1])
+    shared = t.weight[..., None] * scores.taught_logp
+    metrics["train/shared_loss"] = -losses.masked_mean(shared, mask_t, count_t[0])
+    loss += c.strategy_weight * c.share * metrics["train/shared_loss"]
+  if piece.reference is not None:
+    kl = losses.kl_divergence(
+      scores.strategy_logp, piece.reference.strategy_logp, mask_s, count_s
+    ) + losses.kl_divergence(scores.execution_logp, piece.reference.execution_logp, mask_e, count_e)
+    metrics["train/kl"] = kl
+    loss += c.kl * kl
+  return loss, metrics | {"train/loss": loss}
+
+
+def improve(
+  state: TrainState, whole: Piece, *, lm: LM, optimizer: optax.GradientTransformation,
+  config: Config, symbols: Symbols,
+) -> tuple[TrainState, dict]:  # fmt: skip
+  """`epochs` clipped policy-gradient updates on one rollout. Returns (state, metrics)."""
+  counts = tuple(mask.sum() for mask in loss_masks(whole.rollout))
+  if whole.taught is not None:
+    counts += (whole.taught.length.sum(),)
+  loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
+  loss_fn = updates.on_policy(loss_fn, state, config)
+
+  def epoch(state, _):
+    grads, metrics = updates.gradients(loss_fn, state.params, whole, config.sgpo.microbatches)
+    state, more = updates.apply_gradients(state, grads, optimizer)
+    return state, metrics | more
+
+  if config.sgpo.epochs == 1:
+    return epoch(state, None)
+  state, metrics = jax.lax.scan(epoch, state, length=config.sgpo.epochs)
+  return state, jax.tree.map(lambda x: x[-1], metrics)
