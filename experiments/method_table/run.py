@@ -21,7 +21,7 @@ PRESETS = {  # options of every run, of cold starts, of methods; seeds
     ("--config.eval.problems=512", "--config.eval.transfer_pairs=512",
      "--config.eval.first=100000"),  # nothing was chosen on these
     ("--config.sft.steps=2000",),
-    ("--config.sgpo.steps=50", "--config.critic.steps=40"),
+    ("--config.sgpo.steps=150", "--config.critic.steps=40"),
     "0,1,2,3,4",
   ),
   "quick": (
