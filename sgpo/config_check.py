@@ -64,15 +64,6 @@ def check(config: Any) -> None:
       f"config.data.annotated + practice = {config.data.annotated + config.data.practice:g} "
       "must be below 1; the rest is the share of held-out classes, on which transfer is measured"
     )
-  m = config.model
-  if m.heads % m.kv_heads:
-    raise ValueError(
-      f"config.model.heads = {m.heads} must be a multiple of config.model.kv_heads = {m.kv_heads}"
-    )
-  if m.head_dim % 2:
-    raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
-  if m.dtype not in ("float32", "bfloat16"):
-    raise ValueError(f"config.model.dtype = {m.dtype!r} must be 'float32' or 'bfloat16'")
   if config.reward.grader not in GRADERS:
     raise ValueError(
       f"config.reward.grader = {config.reward.grader!r} must be one of {', '.join(GRADERS)}"
@@ -86,20 +77,6 @@ def check(config: Any) -> None:
     raise ValueError(
       f"config.reward.agreement = {config.reward.agreement} compares operators, and strategies of "
       f"config.data.strategies = {style!r} have none; set config.reward.agreement=0.0"
-    )
-  if m.rope.scaling not in ROPE_SCALINGS:
-    raise ValueError(
-      f"config.model.rope.scaling = {m.rope.scaling!r} must be one of {', '.join(ROPE_SCALINGS)}"
-    )
-  if m.rope.scaling in ("llama3", "yarn") and not m.rope.fast > m.rope.slow:
-    raise ValueError(
-      f"config.model.rope.fast = {m.rope.fast} must exceed rope.slow = {m.rope.slow}"
-    )
-  if m.activation not in ("silu", "gelu_tanh"):
-    raise ValueError(f"config.model.activation = {m.activation!r} must be 'silu' or 'gelu_tanh'")
-  if m.global_every and not m.window:
-    raise ValueError(
-      f"config.model.global_every = {m.global_every} has no meaning while config.model.window = 0"
     )
   if config.eval.strategy < config.room.strategy:
     raise ValueError(
@@ -116,6 +93,42 @@ def check(config: Any) -> None:
       )
   if not config.stages:
     raise ValueError("config.stages = () runs nothing; name at least one method")
+  if 0 < config.bank.capacity < config.bank.retrieved:
+    raise ValueError(
+      f"config.bank.retrieved = {config.bank.retrieved} exceeds capacity = {config.bank.capacity}"
+    )
+  _check_model(config.model)
+  _check_stages(config)
+
+
+def _check_model(m: Any) -> None:
+  """The decoder's sizes and variants."""
+  if m.heads % m.kv_heads:
+    raise ValueError(
+      f"config.model.heads = {m.heads} must be a multiple of config.model.kv_heads = {m.kv_heads}"
+    )
+  if m.head_dim % 2:
+    raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
+  if m.dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"config.model.dtype = {m.dtype!r} must be 'float32' or 'bfloat16'")
+  if m.rope.scaling not in ROPE_SCALINGS:
+    raise ValueError(
+      f"config.model.rope.scaling = {m.rope.scaling!r} must be one of {', '.join(ROPE_SCALINGS)}"
+    )
+  if m.rope.scaling in ("llama3", "yarn") and not m.rope.fast > m.rope.slow:
+    raise ValueError(
+      f"config.model.rope.fast = {m.rope.fast} must exceed rope.slow = {m.rope.slow}"
+    )
+  if m.activation not in ("silu", "gelu_tanh"):
+    raise ValueError(f"config.model.activation = {m.activation!r} must be 'silu' or 'gelu_tanh'")
+  if m.global_every and not m.window:
+    raise ValueError(
+      f"config.model.global_every = {m.global_every} has no meaning while config.model.window = 0"
+    )
+
+
+def _check_stages(config: Any) -> None:
+  """What methods ask of the other values."""
   if config.sgpo.strategies < 2 and {"sgpo", "grpo", "rlhf", "prm"} & {*config.stages}:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
   if config.sgpo.share and not config.sgpo.siblings:
@@ -136,8 +149,4 @@ def check(config: Any) -> None:
     raise ValueError(
       f"config.stages = {config.stages}: prm labels steps on the device; set config.reward.grader "
       f"= 'digits' instead of {config.reward.grader!r}"
-    )
-  if 0 < config.bank.capacity < config.bank.retrieved:
-    raise ValueError(
-      f"config.bank.retrieved = {config.bank.retrieved} exceeds capacity = {config.bank.capacity}"
     )

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 
-from sgpo import files, train
+from sgpo import files, loading
 from sgpo.data.pretrained import PretrainedTokenizer
 from sgpo.models import hf, hf_config
 
@@ -21,7 +21,7 @@ def export(workdir: str, out: str, dtype: str) -> None:
   """
   if os.path.isdir(out) and os.listdir(out):
     raise ValueError(f"--out={out} is not empty; choose another")
-  config, _, tokenizer, state = train.load(workdir)
+  config, _, tokenizer, state = loading.load(workdir)
   hf_config.family_of(config.model)  # before anything is written
   os.makedirs(out, exist_ok=True)
   source = {}

@@ -11,13 +11,13 @@ import sys
 import jax
 import numpy as np
 
-from sgpo import allocator, policy, rewards, train
+from sgpo import allocator, loading, policy, rewards
 from sgpo.data import pipeline
 from sgpo.evaluation.evaluate import Solver
 from sgpo.types import Problem
 
 
-def solve(loaded: train.Loaded, question: str, samples: int, seed: int) -> dict:
+def solve(loaded: loading.Loaded, question: str, samples: int, seed: int) -> dict:
   """Samples strategies and executions for one question.
 
   Returns:
@@ -65,7 +65,7 @@ def main() -> int:
   args = parser.parse_args()
   allocator.keep_heap()
   try:
-    out = solve(train.load(args.workdir), args.question, args.samples, args.seed)
+    out = solve(loading.load(args.workdir), args.question, args.samples, args.seed)
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

@@ -1,18 +1,14 @@
 """A run: stages of methods one after another, checkpoints, evaluations, a report."""
 
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
 import time
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from sgpo import bank as bank_lib
 from sgpo import (
@@ -22,25 +18,20 @@ from sgpo import (
   files,
   folder,
   graders,
-  policy,
+  loading,
   report,
   sharding,
-  updates,
 )
 from sgpo import config as config_lib
-from sgpo.checkpoint import Checkpointer
-from sgpo.data import make_dataset, pipeline, strategies
-from sgpo.data.pretrained import PretrainedTokenizer
-from sgpo.data.tokenizers import Tokenizer
+from sgpo.data import make_dataset, pipeline
 from sgpo.evaluation import evaluate as evaluation
 from sgpo.graders.rollouts import HostGradedStep
 from sgpo.methods import Method
 from sgpo.methods.registry import METHODS
 from sgpo.metrics import MetricWriter, Progress
-from sgpo.models import hf, hf_config, transformer
+from sgpo.models import transformer
 from sgpo.types import TrainState
 
-TOKENIZER = "tokenizer"  # folder of a run that started from a model folder
 log = logging.getLogger(__name__)
 
 
@@ -50,25 +41,6 @@ class Interrupted(Exception):
   def __init__(self, number: int, where: str):
     self.code = 128 + number
     super().__init__(f"stopped by {signal.Signals(number).name}, saved; resume with {where}")
-
-
-class Run(NamedTuple):
-  """What all stages share."""
-
-  config: config_lib.Config
-  workdir: str
-  dataset: Any
-  tokenizer: Tokenizer
-  mesh: Mesh
-  checkpointer: Checkpointer
-
-
-class Position(NamedTuple):
-  """Where a run stands: `step` counts within the stage."""
-
-  stage: int
-  step: int
-  data: dict | None
 
 
 def check(config: config_lib.Config) -> None:
@@ -132,44 +104,7 @@ def on_signal(handler) -> Iterator[None]:
       signal.signal(number, previous)
 
 
-def _abstract_state(run: Run, method: Method, params: Any) -> Any:
-  """The stage's state as shapes with shardings."""
-  abstract = jax.eval_shape(method.init, params)
-  shardings = sharding.state_shardings(run.mesh, abstract)
-  make = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-  return jax.tree.map(make, abstract, shardings)
-
-
-def _stage_method(run: Run, index: int) -> Method:
-  return METHODS[run.config.stages[index]](run.config, run.dataset, run.tokenizer, run.mesh)
-
-
-def _first_params(run: Run) -> Any:
-  """Fresh parameters on the mesh, or those of `config.init_from`; shapes where a run resumes."""
-  key = jax.random.key(run.config.seed)
-  init = lambda key: policy.init_params(run.config, run.tokenizer.vocab_size, key)
-  abstract = jax.eval_shape(init, key)
-  if run.checkpointer.steps:  # they come from a checkpoint, and `init_from` may be gone
-    return abstract
-  shardings = sharding.state_shardings(run.mesh, {"params": abstract})["params"]
-  if not run.config.init_from:
-    return jax.jit(init, out_shardings=shardings)(key)
-  if folder.is_model(run.config.init_from):
-    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return hf.load(run.config.init_from, jax.tree.map(place, abstract, shardings))
-  params = load(run.config.init_from).state.params
-  for (path, want), got in zip(
-    jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
-  ):
-    if want.shape != got.shape:
-      raise ValueError(
-        f"config.init_from = {run.config.init_from}: parameter {jax.tree_util.keystr(path)} has "
-        f"shape {got.shape}, config.model asks for {want.shape}"
-      )
-  return jax.device_put(params, shardings)
-
-
-def _log_metrics(run: Run, method: Method, writer, progress, pending: dict) -> None:
+def _log_metrics(run: loading.Run, method: Method, writer, progress, pending: dict) -> None:
   """Writes one step's metrics, a step late, so that the device is not waited for."""
   metrics = pending["metrics"]
   samples = metrics.pop("samples", None)
@@ -192,17 +127,19 @@ def _log_metrics(run: Run, method: Method, writer, progress, pending: dict) -> N
     files.write_rows(os.path.join(run.workdir, "samples", name), rows)
 
 
-def _save(run: Run, state: TrainState, stage: int, step: int, offset: int, data: dict) -> None:
+def _save(
+  run: loading.Run, state: TrainState, stage: int, step: int, offset: int, data: dict
+) -> None:
   meta = {"stage": stage, "step": step, "data": data, "config": folder.as_json(run.config)}
   run.checkpointer.save(offset + step, state, meta)
 
 
 def run_stage(
-  run: Run, state: TrainState, position: Position, offset: int, caught: list[int]
+  run: loading.Run, state: TrainState, position: loading.Position, offset: int, caught: list[int]
 ) -> TrainState:
   """Runs one stage from a position to its end. Raises Interrupted after saving."""
   config, stage = run.config, position.stage
-  method = _stage_method(run, stage)
+  method = loading.stage_method(run, stage)
   shardings = jax.tree.map(lambda x: x.sharding, state)
   cleanup = contextlib.ExitStack()
   grader = None
@@ -256,7 +193,7 @@ def run_stage(
   return state
 
 
-def finish_stage(run: Run, state: TrainState, stage: int, global_step: int) -> None:
+def finish_stage(run: loading.Run, state: TrainState, stage: int, global_step: int) -> None:
   """Evaluates, and writes what people look at."""
   name = run.config.stages[stage]
   path = os.path.join(run.workdir, "eval", f"{name}.json")
@@ -281,115 +218,6 @@ def finish_stage(run: Run, state: TrainState, stage: int, global_step: int) -> N
 # --- the whole ------------------------------------------------------------------------------
 
 
-def _merged(state: TrainState, config: config_lib.Config) -> TrainState:
-  """The state with the policy's own parameters, whatever was trained."""
-  if not config.lora.rank:
-    return state
-  shardings = jax.tree.map(lambda x: x.sharding, state.reference)
-  merge = jax.jit(partial(updates.policy_params, config=config), out_shardings=shardings)
-  return state.replace(params=merge(state))
-
-
-def _resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
-  """The position and state of the newest whole checkpoint, or the start."""
-  if not run.checkpointer.steps:
-    return Position(0, 0, None), None
-
-  def abstract(meta):
-    return _abstract_state(run, _stage_method(run, meta["stage"]), params)
-
-  state, meta = run.checkpointer.restore(abstract)
-  log.info("resuming stage %s at step %d", run.config.stages[meta["stage"]], meta["step"])
-  return Position(meta["stage"], meta["step"], meta["data"]), state
-
-
-def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
-  """The configuration with the model and vocabulary of the model folder that the run began with.
-
-  A run that exists has adopted them already: the folder may be gone.
-
-  Raises:
-    ValueError: the folder's config.json is of no family that is known.
-  """
-  if not config.init_from:
-    return config
-  known = [d for d in (workdir, config.init_from) if os.path.isdir(os.path.join(d, TOKENIZER))]
-  if known:
-    there = config_lib.read_run(files.read_json(os.path.join(known[0], "config.json")))
-    model, vocab = there.model, there.data.vocab_size
-  elif folder.is_model(config.init_from):
-    model, vocab = hf_config.read_config(config.init_from)
-  else:
-    return config
-  own = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}
-  out = dataclasses.replace(
-    config,
-    model=dataclasses.replace(model, **own),
-    data=dataclasses.replace(config.data, vocab_size=vocab),
-  )
-  config_lib.check(out)
-  return out
-
-
-def _tokenizer(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
-  """The run's tokenizer: its own, that of what it starts from, or one trained on its data."""
-  if os.path.isdir(path := os.path.join(workdir, TOKENIZER)):
-    return PretrainedTokenizer(path, config.data)
-  if os.path.exists(path := os.path.join(workdir, "tokenizer.model")):
-    return Tokenizer.load(path, strategies.pieces(config.data))
-  if folder.is_model(config.init_from):
-    return PretrainedTokenizer(config.init_from, config.data)
-  if config.init_from:
-    return _tokenizer(dataclasses.replace(config, init_from=""), dataset, config.init_from)
-  pieces = strategies.pieces(config.data)
-  return Tokenizer.train(dataset.texts(), config.data.vocab_size, pieces)
-
-
-def _open(config: config_lib.Config, workdir: str) -> Run:
-  dataset = make_dataset(config.data)
-  tokenizer = _tokenizer(config, dataset, workdir)
-  path = os.path.join(
-    workdir, TOKENIZER if isinstance(tokenizer, PretrainedTokenizer) else "tokenizer.model"
-  )
-  if jax.process_index() == 0 and not os.path.exists(path):
-    tokenizer.save(path)
-  mesh = sharding.make_mesh(config.mesh)
-  return Run(
-    config, workdir, dataset, tokenizer, mesh, Checkpointer(workdir, config.checkpoint.keep)
-  )
-
-
-class Loaded(NamedTuple):
-  """A run read back."""
-
-  config: config_lib.Config
-  dataset: Any
-  tokenizer: Tokenizer
-  state: TrainState
-
-
-def load(workdir: str) -> Loaded:
-  """Reads the newest whole checkpoint of a run.
-
-  Raises:
-    ValueError: no run there, or no checkpoint that can be read.
-  """
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    raise ValueError(f"{workdir} holds no run: config.json is missing")
-  try:
-    config = config_lib.read_run(files.read_json(path))
-  except ValueError as error:
-    raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
-  config = dataclasses.replace(config, mesh=(1, 1), init_from="")
-  run = _open(config, workdir)
-  init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)
-  _, state = _resume(run, jax.eval_shape(init, jax.random.key(0)))
-  if state is None:
-    raise ValueError(f"{workdir} has no checkpoint yet")
-  return Loaded(config, run.dataset, run.tokenizer, _merged(state, config))
-
-
 def run(config: config_lib.Config, workdir: str) -> str:
   """Runs or resumes a configuration in a folder. Returns the path of its report.
 
@@ -398,12 +226,12 @@ def run(config: config_lib.Config, workdir: str) -> str:
     Interrupted: a signal came; everything is saved.
   """
   workdir = os.path.abspath(workdir)
-  config = adopt(config, workdir)
+  config = loading.adopt(config, workdir)
   check(config)
   dataset = make_dataset(config.data)
   check_data(config, dataset)  # before the folder: errors leave nothing behind
   if dataset.plans and not os.path.exists(os.path.join(workdir, "config.json")):
-    pipeline.check_room(dataset, _tokenizer(config, dataset, workdir), config)
+    pipeline.check_room(dataset, loading.tokenizer_of(config, dataset, workdir), config)
   main = jax.process_index() == 0
   if main:
     folder.make(config, workdir)
@@ -418,32 +246,32 @@ def run(config: config_lib.Config, workdir: str) -> str:
     raise Interrupted(number, f"--workdir={workdir}")
 
   with on_signal(lambda number, _: caught.append(number)):
-    r = _open(config, workdir)
+    r = loading.open_run(config, workdir)
     with jax.set_mesh(r.mesh):
-      params = _first_params(r)
+      params = loading.first_params(r)
       count = sum(x.size for x in jax.tree.leaves(params))
       if main and not os.path.exists(os.path.join(workdir, "run.json")):
         files.write_json(
           os.path.join(workdir, "run.json"), folder.describe(r.dataset.fingerprint(), count)
         )
-      position, state = _resume(r, params)
+      position, state = loading.resume(r, params)
       if config.bank.file and state is None:  # a broken line is found now, not after a cold start
         lm = transformer.make_lm(config.model, r.tokenizer.vocab_size)
         bootstrap.from_file(params, r.dataset, r.tokenizer, config, lm)
-      offset = sum(_stage_method(r, i).steps for i in range(position.stage))
+      offset = sum(loading.stage_method(r, i).steps for i in range(position.stage))
       for stage in range(position.stage, len(config.stages)):
-        method = _stage_method(r, stage)
+        method = loading.stage_method(r, stage)
         if state is None:
           shardings = sharding.state_shardings(r.mesh, jax.eval_shape(method.init, params))
           state = jax.jit(method.init, out_shardings=shardings)(params)
           state = jax.device_put(method.prepare(state), shardings)
         state = run_stage(r, state, position, offset, caught)
         offset += method.steps
-        state = _merged(state, config)
+        state = loading.merged(state, config)
         with on_signal(leave):  # all is saved: evaluation need not be waited for
           finish_stage(r, state, stage, offset)
         params, state = state.params, None
-        position = Position(stage + 1, 0, None)
+        position = loading.Position(stage + 1, 0, None)
     r.checkpointer.close()
   path = os.path.join(workdir, "report.html")
   if main:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sgpo import train
+from sgpo import loading
 from sgpo.models import hf, hf_config
 from tests.data.test_pretrained import byte_level
 from tests.models.test_hf import MODELS, abstract, random_params
@@ -54,7 +54,7 @@ def test_a_model_folder_through_sgpo_and_back(family, questions, gsm8k_folder, t
   ]  # fmt: skip
   done = launch(*command)
   assert done.returncode == 0, done.stdout + done.stderr
-  loaded = train.load(run)
+  loaded = loading.load(run)
   assert loaded.config.model.width == model.width and loaded.config.model.qk_norm == model.qk_norm
   assert loaded.tokenizer.vocab_size > size  # this vocabulary had to grow
   assert os.path.exists(os.path.join(run, "bank", "sgpo.jsonl"))
@@ -68,7 +68,7 @@ def test_a_model_folder_through_sgpo_and_back(family, questions, gsm8k_folder, t
   again = launch(*command)
   assert again.returncode == 0, again.stderr
   assert "sft" not in again.stdout, "resumed in the second stage"
-  resumed = train.load(run)
+  resumed = loading.load(run)
   jax.tree.map(np.testing.assert_array_equal, resumed.state.params, loaded.state.params)
   done = launch("sgpo.export", f"--workdir={run}", f"--out={out}", "--dtype=float32")
   assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import sharding, train
+from sgpo import loading, sharding, train
 from sgpo.checkpoint import Checkpointer
 from sgpo.methods import Method
 
@@ -54,13 +54,13 @@ def drive(tmp_path, monkeypatch):
 
   def drive(name, batches, position=None, state=None, caught=(), step=step_fn):
     workdir = str(tmp_path / name)
-    run = train.Run(config, workdir, None, None, mesh, Checkpointer(workdir))
+    run = loading.Run(config, workdir, None, None, mesh, Checkpointer(workdir))
     method = Method(lambda p: p, step, lambda s: s, lambda _: batches, STEPS)
     monkeypatch.setitem(train.METHODS, "fake", lambda *_: method)
     state = {"w": jnp.zeros((2, 3))} if state is None else state
     with jax.set_mesh(mesh):
       state = jax.device_put(state, sharding.state_shardings(mesh, state))
-      position = position or train.Position(0, 0, None)
+      position = position or loading.Position(0, 0, None)
       return run, train.run_stage(run, state, position, 0, caught)
 
   return drive
@@ -82,7 +82,7 @@ def test_stopped_and_resumed_equals_uninterrupted(drive):
     lambda _: jax.eval_shape(lambda: wanted)
   )
   assert (meta["step"], meta["data"]) == (5, {"next": 5})
-  position = train.Position(meta["stage"], meta["step"], meta["data"])
+  position = loading.Position(meta["stage"], meta["step"], meta["data"])
   resumed, got = drive("b", Batches(), position, state)
   np.testing.assert_array_equal(got["w"], wanted["w"])
   losses = [[(r["step"], r["train/loss"]) for r in lines(run)] for run in (whole, resumed)]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sgpo import bank_io, bootstrap, files, folder, solve, train
+from sgpo import bank_io, bootstrap, files, folder, loading, solve, train
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.models import transformer
@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
 
 def newest(workdir):
   c = Checkpointer(workdir)
-  loaded = train.load(workdir)
+  loaded = loading.load(workdir)
   return c.steps[-1], jax.device_get(loaded.state), c.meta(c.steps[-1])
 
 
@@ -155,20 +155,20 @@ def test_init_from_takes_parameters_over(finished, tmp_path):
   config = dataclasses.replace(
     CONFIG, stages=("sft",), init_from=finished, sft=dataclasses.replace(CONFIG.sft, steps=0)
   )
-  run = train._open(config, str(tmp_path))
-  got = train._first_params(run)
+  run = loading.open_run(config, str(tmp_path))
+  got = loading.first_params(run)
   jax.tree.map(np.testing.assert_array_equal, got, newest(finished)[1].params)
   wider = dataclasses.replace(config, model=dataclasses.replace(CONFIG.model, mlp_width=32))
   with pytest.raises(ValueError, match="mlp|down|gate|up"):
-    train._first_params(run._replace(config=wider))
+    loading.first_params(run._replace(config=wider))
 
 
 def test_solve_answers_from_a_run(finished):
-  out = solve.solve(train.load(finished), "Tom has 12 cards. Tom loses 5 cards.", 4, seed=0)
+  out = solve.solve(loading.load(finished), "Tom has 12 cards. Tom loses 5 cards.", 4, seed=0)
   assert len(out["rows"]) == 4
   assert {"strategy", "execution", "answer"} == set(out["rows"][0])
   with pytest.raises(ValueError, match="holds no run"):
-    train.load(os.path.dirname(finished))
+    loading.load(os.path.dirname(finished))
 
 
 def with_bank_file(path):
@@ -178,7 +178,7 @@ def with_bank_file(path):
 
 
 def test_an_edited_bank_and_its_export_start_another_run(finished, tmp_path):
-  config, dataset, tokenizer, state = train.load(finished)
+  config, dataset, tokenizer, state = loading.load(finished)
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
   read = lambda path: bootstrap.from_file(
     state.params, dataset, tokenizer, with_bank_file(path), lm

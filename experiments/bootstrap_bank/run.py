@@ -9,7 +9,7 @@ import json
 import jax
 import numpy as np
 
-from sgpo import allocator, bank, bank_io, bootstrap, policy, train
+from sgpo import allocator, bank, bank_io, bootstrap, loading, policy
 from sgpo.data import strategies
 from sgpo.models import transformer
 
@@ -21,7 +21,7 @@ def main() -> None:
   parser.add_argument("--out", required=True, help="the JSON lines to write")
   args = parser.parse_args()
   allocator.keep_heap()
-  config, dataset, tokenizer, state = train.load(args.workdir)
+  config, dataset, tokenizer, state = loading.load(args.workdir)
   params = state.reference or state.params
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
   empty = policy.empty_bank(config)

@@ -14,7 +14,7 @@ import sys
 import jax
 import numpy as np
 
-from sgpo import allocator, bank_math, files, graders, train
+from sgpo import allocator, bank_math, files, graders, loading
 from sgpo.data import classes
 from sgpo.evaluation import sampling
 from sgpo.models import transformer
@@ -25,7 +25,7 @@ SIBLINGS = 8  # that decide, and as many that judge
 
 
 def outcomes(
-  loaded: train.Loaded, families: list[list[Problem]], samples: int, key
+  loaded: loading.Loaded, families: list[list[Problem]], samples: int, key
 ) -> list[dict[str, np.ndarray]]:
   """Of each family, by strategy: right or not, [times sampled, J]. Empty ones are left out."""
   config, dataset, tokenizer, state = loaded
@@ -95,7 +95,7 @@ def main() -> int:
   args = parser.parse_args()
   allocator.keep_heap()
   try:
-    loaded = train.load(args.workdir)
+    loaded = loading.load(args.workdir)
     draw = loaded.dataset.family
     families = [draw(args.split, i, 1 + 2 * SIBLINGS) for i in range(args.families)]
   except ValueError as error:

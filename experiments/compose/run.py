@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import tables
-from sgpo import allocator, files, train
+from sgpo import allocator, files, loading
 from sgpo import bank as bank_lib
 from sgpo.data import pipeline, strategies
 from sgpo.evaluation import evaluate, statistics
@@ -43,14 +43,14 @@ def banks(bank: bank_lib.Bank, domains: tuple[str, ...]) -> dict[str, bank_lib.B
   return {BARE: None, WHOLE: bank, **alone}
 
 
-def open_run(workdir: str) -> train.Loaded:
+def open_run(workdir: str) -> loading.Loaded:
   """A finished run with a bank.
 
   Raises:
     ValueError: it is not finished, has no bank or one without a retrievable entry, or lacks the
       splits.
   """
-  loaded = train.load(workdir)
+  loaded = loading.load(workdir)
   if not os.path.exists(os.path.join(workdir, "DONE")):
     raise ValueError(f"{workdir} is not finished: run its command again, it goes on where it was")
   c = loaded.config

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments import tables
-from sgpo import allocator, config, critics, policy, rewards, train
+from sgpo import allocator, config, critics, loading, policy, rewards
 from sgpo.data import pipeline
 from sgpo.evaluation import statistics
 from sgpo.methods import prm
@@ -60,7 +60,7 @@ def choices(score_N, answer_N, correct_N) -> list[float]:
 
 def measure(workdir: str, name: str, samples: int, problems: int) -> dict[str, np.ndarray]:
   """For each split an array [problems, WAYS]."""
-  loaded = train.load(workdir)
+  loaded = loading.load(workdir)
   tokenizer, state = loaded.tokenizer, loaded.state
   lm = transformer.make_lm(loaded.config.model, tokenizer.vocab_size)
   e = loaded.config.eval

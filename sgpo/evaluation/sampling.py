@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sgpo import config as config_lib
-from sgpo import folder, policy, sharding, train
+from sgpo import folder, loading, policy, sharding
 from sgpo.data import pipeline
 from sgpo.data.pretrained import PretrainedTokenizer
 from sgpo.data.tokenizers import Tokenizer
@@ -40,7 +40,7 @@ def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
     ValueError: neither of both, or files that cannot be read.
   """
   if not folder.is_model(path):
-    config, _, tokenizer, state = train.load(path)
+    config, _, tokenizer, state = loading.load(path)
     return Loaded(transformer.make_lm(config.model, tokenizer.vocab_size), state.params, tokenizer)
   model, vocab = hf_config.read_config(path)
   model = dataclasses.replace(model, dtype=dtype)

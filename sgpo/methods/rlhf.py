@@ -110,6 +110,45 @@ def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> 
   return 1 - variance(target - value) / jnp.maximum(variance(target), 1e-8)
 
 
+@struct.dataclass
+class Estimates:
+  """What the reward model and the value model say of a rollout, [P, G, L] with L = S + E."""
+
+  score_PG: jax.Array  # of the reward model, behind the answer
+  log_ratio_PGL: jax.Array  # log pi - log pi_start, nats
+  value_PGL: jax.Array
+  return_PGL: jax.Array
+  advantage_PGL: jax.Array  # of mean 0 and deviation 1 over the tokens that the policy wrote
+
+
+def estimate(
+  state: TrainState, families: Families, rollout: policy.Rollout, *, lm: LM, config: Config,
+  symbols: Symbols,
+) -> Estimates:  # fmt: skip
+  """The reward model's score at the end less `kl` a nat of divergence, against the value model."""
+  reward_params, value_params = (state.critic[n].params for n in ("reward", "value"))
+  ends_PGE = critics.last_slot(rollout.execution)
+  _, scores_PGE = critics.scores(lm, reward_params, families, rollout, symbols)
+  score_PG = critics.at(scores_PGE, ends_PGE)
+  reference = policy.score(
+    lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
+    temperature=config.sampling.temperature, symbols=symbols,
+  )  # fmt: skip
+  join = lambda s, e: jnp.concatenate([s, e[:, 0]], -1)
+  old_PGL = join(rollout.strategy.logp_BL, rollout.execution.logp_BL)
+  mask_PGL = _written(rollout)
+  log_ratio_PGL = old_PGL - join(reference.strategy_logp, reference.execution_logp)
+  reward_PGL = -config.critic.kl * log_ratio_PGL * mask_PGL
+  S = rollout.strategy.tokens_BL.shape[-1]
+  reward_PGL = reward_PGL.at[..., S:].add(ends_PGE * score_PG[..., None])
+  value_PGL = jnp.concatenate(critics.scores(lm, value_params, families, rollout, symbols), -1)
+  advantage_PGL, return_PGL = advantages(reward_PGL, value_PGL, mask_PGL, config.critic.gae)
+  mean = losses.masked_mean(advantage_PGL, mask_PGL)
+  spread = jnp.sqrt(losses.masked_mean((advantage_PGL - mean) ** 2, mask_PGL))
+  advantage_PGL = (advantage_PGL - mean) / (spread + 1e-6) * mask_PGL
+  return Estimates(score_PG, log_ratio_PGL, value_PGL, return_PGL, advantage_PGL)
+
+
 def learn(
   state: TrainState, collected: step_lib.Collected, grades: rewards.Grades, *,
   lm: LM, optimizer: optax.GradientTransformation, judge: optax.GradientTransformation,
@@ -133,39 +172,21 @@ def learn(
     return state, metrics | base | {"cost/trained": whole}
 
   def improve(state):
-    reward_params, value_params = (state.critic[n].params for n in ("reward", "value"))
-    ends_PGE = critics.last_slot(rollout.execution)
-    _, scores_PGE = critics.scores(lm, reward_params, families, rollout, symbols)
-    score_PG = critics.at(scores_PGE, ends_PGE)
-    margin = score_PG[:, :, None] > score_PG[:, None]
-    reference = policy.score(
-      lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
-      temperature=config.sampling.temperature, symbols=symbols,
-    )  # fmt: skip
-    join = lambda s, e: jnp.concatenate([s, e[:, 0]], -1)
-    old_PGL = join(rollout.strategy.logp_BL, rollout.execution.logp_BL)
-    mask_PGL = _written(rollout)
-    log_ratio_PGL = old_PGL - join(reference.strategy_logp, reference.execution_logp)
-    reward_PGL = -config.critic.kl * log_ratio_PGL * mask_PGL
-    S = rollout.strategy.tokens_BL.shape[-1]
-    reward_PGL = reward_PGL.at[..., S:].add(ends_PGE * score_PG[..., None])
-    value_PGL = jnp.concatenate(critics.scores(lm, value_params, families, rollout, symbols), -1)
-    advantage_PGL, return_PGL = advantages(reward_PGL, value_PGL, mask_PGL, config.critic.gae)
-    mean = losses.masked_mean(advantage_PGL, mask_PGL)
-    spread = jnp.sqrt(losses.masked_mean((advantage_PGL - mean) ** 2, mask_PGL))
-    advantage_PGL = (advantage_PGL - mean) / (spread + 1e-6) * mask_PGL
+    e = estimate(state, families, rollout, config=config, **bound)
+    mask_PGL, S = _written(rollout), rollout.strategy.tokens_BL.shape[-1]
     piece = objective.Piece(
-      families, rollout, advantage_PGL[..., :S], advantage_PGL[..., None, S:], None
+      families, rollout, e.advantage_PGL[..., :S], e.advantage_PGL[..., None, S:], None
     )
     state, metrics = objective.improve(state, piece, optimizer=optimizer, config=config, **bound)
     loss_fn = partial(value_loss, count=mask_PGL.sum(), **bound)
-    batch = Judged(families, rollout, return_PGL)
+    batch = Judged(families, rollout, e.return_PGL)
     state, more = critics.update(state, "value", loss_fn, batch, pieces, judge)
+    margin = e.score_PG[:, :, None] > e.score_PG[:, None]
     more |= {
-      "critic/explained_variance": explained_variance(value_PGL, return_PGL, mask_PGL),
-      "critic/score": score_PG.mean(),
+      "critic/explained_variance": explained_variance(e.value_PGL, e.return_PGL, mask_PGL),
+      "critic/score": e.score_PG.mean(),
       "critic/pair_accuracy": losses.masked_mean(margin, pairs(correct_PG)),
-      "train/kl": losses.masked_mean(log_ratio_PGL, mask_PGL),
+      "train/kl": losses.masked_mean(e.log_ratio_PGL, mask_PGL),
     }
     # Scored by the reward model, the value model and the reference; the value model learns, too.
     more["cost/read"] = base["cost/read"] + 3 * whole

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import graders, train
+from sgpo import graders, loading, train
 from sgpo.data import SVAMP, make_dataset, pipeline
 from sgpo.graders import rollouts
 from sgpo.types import Segment
@@ -115,8 +115,8 @@ def test_sampled_ahead_and_resumed_at_a_checkpoint_is_bit_identical(tmp_path, mo
   monkeypatch.setattr(train, "_save", original)
   train.run(config, resumed)
   for a, b in zip(
-    jax.tree.leaves(train.load(whole).state.params),
-    jax.tree.leaves(train.load(resumed).state.params),
+    jax.tree.leaves(loading.load(whole).state.params),
+    jax.tree.leaves(loading.load(resumed).state.params),
     strict=True,
   ):
     np.testing.assert_array_equal(a, b)

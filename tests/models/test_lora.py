@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import train, updates
+from sgpo import loading, train, updates
 from sgpo.checkpoint import Checkpointer
 from sgpo.methods import sft
 from sgpo.models import lora, transformer
@@ -95,11 +95,11 @@ def test_a_run_trains_adapters_and_merges_them(base, tmp_path):
   losses = [row["train/loss"] for row in rows(whole) if row["stage"] == "sft"]
   assert losses[0] < before[0] - 1 and np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
   assert Checkpointer(whole).steps == [30, 34]
-  state = train.load(whole).state
+  state = loading.load(whole).state
   assert set(state.params) == set(state.reference)  # merged: whole parameters again
   moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), state.params, state.reference)
   assert moved["embed"] == 0
-  start = train.load(base).state.params
+  start = loading.load(base).state.params
   np.testing.assert_array_equal(state.params["embed"], start["embed"])
   assert abs(state.params["layers"]["q"] - start["layers"]["q"]).max() > 1e-3
 
@@ -122,6 +122,6 @@ def test_stopped_and_resumed_adapters_are_bit_identical(base, tmp_path, monkeypa
     train.run(often, resumed)
   monkeypatch.setattr(train, "_log_metrics", original)
   train.run(often, resumed)
-  states = [train.load(run).state for run in (whole, resumed)]
+  states = [loading.load(run).state for run in (whole, resumed)]
   jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
-  jax.tree.map(np.testing.assert_array_equal, states[0].reference, train.load(base).state.params)
+  jax.tree.map(np.testing.assert_array_equal, states[0].reference, loading.load(base).state.params)

@@ -1,0 +1,189 @@
+"""Opening a run: its configuration, data, tokenizer, mesh, and its newest whole checkpoint."""
+
+import dataclasses
+import logging
+import os
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from sgpo import config as config_lib
+from sgpo import files, folder, policy, sharding, updates
+from sgpo.checkpoint import Checkpointer
+from sgpo.data import make_dataset, strategies
+from sgpo.data.pretrained import PretrainedTokenizer
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.methods import Method
+from sgpo.methods.registry import METHODS
+from sgpo.models import hf, hf_config
+from sgpo.types import TrainState
+
+TOKENIZER = "tokenizer"  # folder of a run that started from a model folder
+log = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+  """What all stages share."""
+
+  config: config_lib.Config
+  workdir: str
+  dataset: Any
+  tokenizer: Tokenizer
+  mesh: Mesh
+  checkpointer: Checkpointer
+
+
+class Position(NamedTuple):
+  """Where a run stands: `step` counts within the stage."""
+
+  stage: int
+  step: int
+  data: dict | None
+
+
+class Loaded(NamedTuple):
+  """A run read back."""
+
+  config: config_lib.Config
+  dataset: Any
+  tokenizer: Tokenizer
+  state: TrainState
+
+
+def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
+  """The configuration with the model and vocabulary of the model folder that the run began with.
+
+  A run that exists has adopted them already: the folder may be gone.
+
+  Raises:
+    ValueError: the folder's config.json is of no family that is known.
+  """
+  if not config.init_from:
+    return config
+  known = [d for d in (workdir, config.init_from) if os.path.isdir(os.path.join(d, TOKENIZER))]
+  if known:
+    there = config_lib.read_run(files.read_json(os.path.join(known[0], "config.json")))
+    model, vocab = there.model, there.data.vocab_size
+  elif folder.is_model(config.init_from):
+    model, vocab = hf_config.read_config(config.init_from)
+  else:
+    return config
+  own = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}
+  out = dataclasses.replace(
+    config,
+    model=dataclasses.replace(model, **own),
+    data=dataclasses.replace(config.data, vocab_size=vocab),
+  )
+  config_lib.check(out)
+  return out
+
+
+def tokenizer_of(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
+  """The run's tokenizer: its own, that of what it starts from, or one trained on its data."""
+  if os.path.isdir(path := os.path.join(workdir, TOKENIZER)):
+    return PretrainedTokenizer(path, config.data)
+  if os.path.exists(path := os.path.join(workdir, "tokenizer.model")):
+    return Tokenizer.load(path, strategies.pieces(config.data))
+  if folder.is_model(config.init_from):
+    return PretrainedTokenizer(config.init_from, config.data)
+  if config.init_from:
+    return tokenizer_of(dataclasses.replace(config, init_from=""), dataset, config.init_from)
+  pieces = strategies.pieces(config.data)
+  return Tokenizer.train(dataset.texts(), config.data.vocab_size, pieces)
+
+
+def open_run(config: config_lib.Config, workdir: str) -> Run:
+  dataset = make_dataset(config.data)
+  tokenizer = tokenizer_of(config, dataset, workdir)
+  path = os.path.join(
+    workdir, TOKENIZER if isinstance(tokenizer, PretrainedTokenizer) else "tokenizer.model"
+  )
+  if jax.process_index() == 0 and not os.path.exists(path):
+    tokenizer.save(path)
+  mesh = sharding.make_mesh(config.mesh)
+  return Run(
+    config, workdir, dataset, tokenizer, mesh, Checkpointer(workdir, config.checkpoint.keep)
+  )
+
+
+def stage_method(run: Run, index: int) -> Method:
+  return METHODS[run.config.stages[index]](run.config, run.dataset, run.tokenizer, run.mesh)
+
+
+def abstract_state(run: Run, method: Method, params: Any) -> Any:
+  """The stage's state as shapes with shardings."""
+  abstract = jax.eval_shape(method.init, params)
+  shardings = sharding.state_shardings(run.mesh, abstract)
+  make = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(make, abstract, shardings)
+
+
+def first_params(run: Run) -> Any:
+  """Fresh parameters on the mesh, or those of `config.init_from`; shapes where a run resumes."""
+  key = jax.random.key(run.config.seed)
+  init = lambda key: policy.init_params(run.config, run.tokenizer.vocab_size, key)
+  abstract = jax.eval_shape(init, key)
+  if run.checkpointer.steps:  # they come from a checkpoint, and `init_from` may be gone
+    return abstract
+  shardings = sharding.state_shardings(run.mesh, {"params": abstract})["params"]
+  if not run.config.init_from:
+    return jax.jit(init, out_shardings=shardings)(key)
+  if folder.is_model(run.config.init_from):
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return hf.load(run.config.init_from, jax.tree.map(place, abstract, shardings))
+  params = load(run.config.init_from).state.params
+  for (path, want), got in zip(
+    jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
+  ):
+    if want.shape != got.shape:
+      raise ValueError(
+        f"config.init_from = {run.config.init_from}: parameter {jax.tree_util.keystr(path)} has "
+        f"shape {got.shape}, config.model asks for {want.shape}"
+      )
+  return jax.device_put(params, shardings)
+
+
+def resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
+  """The position and state of the newest whole checkpoint, or the start."""
+  if not run.checkpointer.steps:
+    return Position(0, 0, None), None
+
+  def abstract(meta):
+    return abstract_state(run, stage_method(run, meta["stage"]), params)
+
+  state, meta = run.checkpointer.restore(abstract)
+  log.info("resuming stage %s at step %d", run.config.stages[meta["stage"]], meta["step"])
+  return Position(meta["stage"], meta["step"], meta["data"]), state
+
+
+def merged(state: TrainState, config: config_lib.Config) -> TrainState:
+  """The state with the policy's own parameters, whatever was trained."""
+  if not config.lora.rank:
+    return state
+  shardings = jax.tree.map(lambda x: x.sharding, state.reference)
+  merge = jax.jit(partial(updates.policy_params, config=config), out_shardings=shardings)
+  return state.replace(params=merge(state))
+
+
+def load(workdir: str) -> Loaded:
+  """Reads the newest whole checkpoint of a run.
+
+  Raises:
+    ValueError: no run there, or no checkpoint that can be read.
+  """
+  path = os.path.join(workdir, "config.json")
+  if not os.path.exists(path):
+    raise ValueError(f"{workdir} holds no run: config.json is missing")
+  try:
+    config = config_lib.read_run(files.read_json(path))
+  except ValueError as error:
+    raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
+  config = dataclasses.replace(config, mesh=(1, 1), init_from="")
+  run = open_run(config, workdir)
+  init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)
+  _, state = resume(run, jax.eval_shape(init, jax.random.key(0)))
+  if state is None:
+    raise ValueError(f"{workdir} has no checkpoint yet")
+  return Loaded(config, run.dataset, run.tokenizer, merged(state, config))
