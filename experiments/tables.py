@@ -14,6 +14,11 @@ COLUMNS = {  # column: splits
   "structure": ("len", "comp", "cls", "cross"),
 }
 ARMS = ("own", "sibling", "none", "wrong", "shuffled", "answer_only", "class_prior")
+MEASURES = {  # what a run gives as one number: how to read it off its record
+  "right plans": lambda r: float(np.mean([r["splits"][s]["plan"] for s in COLUMNS["structure"]])),
+  "transfer score": lambda r: r["sts"],
+}
+HEADS = (*COLUMNS, *MEASURES)  # what a comparison tells of each method
 CHANCE = 0.1  # what answers without working, or without reading, may reach
 Results = dict[str, list[dict]]  # records by name, one a seed in the same order
 
@@ -47,9 +52,28 @@ def interval(values_RSN: np.ndarray, resamples: int = 2000) -> dict:
   return {"mean": mean, "low": float(low), "high": float(high)}
 
 
-def difference(one: list[dict], other: list[dict], splits: tuple[str, ...]) -> dict:
-  """The same of paired differences: run by run of the same seed, on the same problems."""
-  return interval(correct(one, splits) - correct(other, splits))
+def single(records: list[dict], head: str) -> np.ndarray:
+  """One of HEADS, one number a run: [runs]. Right plans are those of the structure splits."""
+  if head in COLUMNS:
+    return scores(records, COLUMNS[head])
+  return np.array([MEASURES[head](r) for r in records])
+
+
+def _over_seeds(values_R: np.ndarray) -> dict:
+  """Interquartile mean of one number a run, with a 95% interval of a bootstrap over the runs."""
+  return statistics.stratified_iqm(values_R[:, None])
+
+
+def summary(records: list[dict], head: str, other: list[dict] | None = None) -> dict:
+  """Mean and interval of one of HEADS; with `other`, of paired differences to it.
+
+  Paired are runs of the same seed, and within them the same problems.
+  """
+  if head in COLUMNS:
+    values = correct(records, COLUMNS[head])
+    return interval(values if other is None else values - correct(other, COLUMNS[head]))
+  values = single(records, head)
+  return _over_seeds(values if other is None else values - single(other, head))
 
 
 def cell(i: dict) -> str:
@@ -94,14 +118,13 @@ def share(record: dict, key: str) -> float:
 
 
 def accuracy(results: Results) -> str:
-  """Accuracy by kind of split, the transfer score, answers cut off and unreadable."""
+  """Accuracy by kind of split, right plans, transfer score, answers cut off and unreadable."""
   body = []
   for name, records in results.items():
-    cells = [cell(interval(correct(records, s))) for s in COLUMNS.values()]
-    cells.append(cell(statistics.stratified_iqm(np.array([[r["sts"]] for r in records]))))
+    cells = [cell(summary(records, head)) for head in HEADS]
     shares = [np.mean([share(r, key) for r in records]) for key in ("truncated", "unparsed")]
     body.append([name, *cells, *(f"{x:.3f}" for x in shares)])
-  return rows(["method", *COLUMNS, "transfer score", "truncated", "unparsed"], body)
+  return rows(["method", *HEADS, "truncated", "unparsed"], body)
 
 
 def splits_table(results: Results) -> str:
@@ -139,36 +162,34 @@ def costs(results: Results) -> str:
 
 
 def differences(results: Results, reference: str, others: list[str]) -> str:
-  """Paired differences of one method to others."""
+  """Paired differences of one method to others, run by run of the same seed."""
   body = [
     [f"{reference} - {name}"]
-    + [cell(difference(results[reference], results[name], s)) for s in COLUMNS.values()]
+    + [cell(summary(results[reference], head, results[name])) for head in HEADS]
     for name in others
   ]
-  return rows(["difference", *COLUMNS], body)
+  return rows(["difference", *HEADS], body)
 
 
-def best(results: Results, names: list[str], splits: tuple[str, ...]) -> str:
-  """The name with the highest interquartile mean."""
-  return max(names, key=lambda name: interval(correct(results[name], splits))["mean"])
+def best(results: Results, names: list[str], head: str) -> str:
+  """The name with the highest interquartile mean of one of HEADS."""
+  return max(names, key=lambda name: summary(results[name], head)["mean"])
 
 
 def picture(results: Results, path: str, marked: tuple[str, ...] = ("sgpo",)) -> None:
-  """A panel a column, a row a method, with intervals and the single runs."""
+  """A panel a column and measure, a row a method, with intervals and the single runs."""
   style = charts.STYLE | {"axes.grid.axis": "x", "svg.fonttype": "path"}
   with matplotlib.rc_context(style):
-    figure = Figure(figsize=(9.5, 0.42 * len(results) + 1), layout="constrained")
-    panels = figure.subplots(1, len(COLUMNS), sharey=True)
-    for axis, (title, splits) in zip(panels, COLUMNS.items(), strict=True):
+    figure = Figure(figsize=(13, 0.42 * len(results) + 1), layout="constrained")
+    for axis, head in zip(figure.subplots(1, len(HEADS), sharey=True), HEADS, strict=True):
       for y, (name, records) in enumerate(results.items()):
-        i = interval(correct(records, splits))
+        i, runs_of = summary(records, head), single(records, head)
         color = charts.AFTER if name in marked else charts.BEFORE
         axis.plot([i["low"], i["high"]], [y, y], lw=4, color=color, alpha=0.35)
-        single = scores(records, splits)
-        axis.plot(single, [y + 0.22] * len(single), ".", ms=3, color=color, alpha=0.7)
+        axis.plot(runs_of, [y + 0.22] * len(runs_of), ".", ms=3, color=color, alpha=0.7)
         axis.plot(i["mean"], y, "o", ms=5, color=color)
       axis.set_yticks(range(len(results)), [n.replace("_", " ") for n in results])
       axis.set_ylim(len(results) - 0.5, -0.5)
-      axis.set_title(f"{title}: {' '.join(splits)}")
+      axis.set_title("\n".join([head, " ".join(COLUMNS.get(head, ()))]).strip())
       axis.spines["left"].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

@@ -89,7 +89,9 @@ def header(args: argparse.Namespace, found: tables.Results, module: str) -> str:
     f"from runs at {', '.join(commits)}: {len(args.seeds)} seeds, {n} problems a split, "
     "greedy, without hints. "
     "Interquartile means over the seeds of a column's mean over its splits; 95% intervals of a "
-    "bootstrap over seeds and problems, too narrow with fewer than five seeds. The steps of these "
+    "bootstrap over seeds and problems, too narrow with fewer than five seeds. Right plans are "
+    "those of the structure splits; they and the transfer score are means over problems, with "
+    "intervals over seeds alone. The steps of these "
     f"runs took {seconds / 3600:.1f} core hours.\n"
   )
 
@@ -112,7 +114,7 @@ def report(args: argparse.Namespace, found: tables.Results) -> str:
   baselines = [name for name in methods.BASELINES if name in found]
   out = [header(args, found, "method_table"), tables.accuracy(found)]
   if "sgpo" in found and baselines:
-    winners = {c: tables.best(found, baselines, s) for c, s in tables.COLUMNS.items()}
+    winners = {c: tables.best(found, baselines, c) for c in tables.HEADS}
     out.append("The best baseline: " + ", ".join(f"{c} {n}" for c, n in winners.items()) + ".\n")
     out.append(tables.differences(found, "sgpo", [methods.COLD, *baselines]))
   out += ["Every split, with the share of right plans:\n", tables.splits_table(found)]
@@ -134,7 +136,7 @@ def finish(
   with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:
     file.write(text)
   summary = {
-    name: {c: tables.interval(tables.correct(records, s)) for c, s in tables.COLUMNS.items()}
+    name: {head: tables.summary(records, head) for head in tables.HEADS}
     for name, records in found.items()
   }
   with open(os.path.join(args.out, "result.json"), "w", encoding="utf-8") as file:

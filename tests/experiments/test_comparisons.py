@@ -84,12 +84,16 @@ def test_differences_are_paired_by_seed():
     "sgpo": [make_record("sgpo", s, 0.3 + x) for s, x in enumerate(noise)],
     "grpo": [make_record("grpo", s, 0.2 + x) for s, x in enumerate(noise)],
   }
-  d = tables.difference(found["sgpo"], found["grpo"], ("id",))
+  d = tables.summary(found["sgpo"], "in distribution", found["grpo"])
   assert d["mean"] == pytest.approx(0.1)
   assert 0 <= d["low"] < 0.1 < d["high"] < 0.25  # problems vary, seeds do not: 4 of 40 differ
   i = tables.interval(tables.correct(found["sgpo"], ("len", "comp")))
   assert i["mean"] == pytest.approx(0.6) and i["low"] < 0.45 < 0.75 < i["high"]
-  assert tables.best(found, ["grpo", "sgpo"], ("id",)) == "sgpo"
+  assert tables.best(found, ["grpo", "sgpo"], "in distribution") == "sgpo"
+  for seed, x in enumerate(noise):
+    found["sgpo"][seed]["sts"], found["grpo"][seed]["sts"] = x + 0.1, x
+  d = tables.summary(found["sgpo"], "transfer score", found["grpo"])
+  assert list(d.values()) == pytest.approx([0.1, 0.1, 0.1])
 
 
 def test_intervals_of_independent_runs_cover():
