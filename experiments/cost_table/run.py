@@ -62,10 +62,13 @@ def seconds(options: tuple[str, ...], path: str, rounds: int) -> dict[str, list[
   return {name: values[1:] for name, values in out.items()}
 
 
-def curve_jobs(args) -> dict[str, list[runs.Job]]:
-  """The runs of both curves, by the point and the method."""
-  jobs = {methods.COLD: [methods.cold(args, seed) for seed in args.seeds]}
-  for size in WORKED:
+def curve_jobs(args, own: int) -> dict[str, list[runs.Job]]:
+  """The runs of both curves by the point and the method, without those of the method table.
+
+  `own`: the worked examples of the method table.
+  """
+  jobs, cold = {}, [methods.cold(args, seed) for seed in args.seeds]
+  for size in [size for size in WORKED if size != own]:
     worked = (f"--config.data.worked_examples={size}",)
     starts = [methods.cold(args, seed, f"cold_w{size}", worked) for seed in args.seeds]
     jobs[f"cold_w{size}"] = starts
@@ -79,7 +82,7 @@ def curve_jobs(args) -> dict[str, list[runs.Job]]:
       stage, changes = methods.METHODS[name]
       few = (*changes, f"--config.data.families={size}")
       jobs[f"{name}_f{size}"] = [
-        methods.job(args, f"{name}_f{size}", stage, few, start) for start in jobs[methods.COLD]
+        methods.job(args, f"{name}_f{size}", stage, few, start) for start in cold
       ]
   return jobs
 
@@ -163,12 +166,15 @@ def main() -> int:
           "python -m experiments.method_table.run", file=sys.stderr)  # fmt: skip
     return 1
   timed = seconds(args.options, args.config, args.rounds)
-  jobs = curve_jobs(args)
+  own = runs.configured(args.config, ()).data.worked_examples
+  jobs = curve_jobs(args, own)
   try:
     found = runs.results(jobs, args.out, args.runs, args.workers)
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
+  found |= {f"{name}_w{own}": table[name] for name in LEARNERS}
+  found[f"{methods.COLD}_w{own}"] = [store.find(start) for start in cold]
   worked = ["cold_w{}", *(f"{name}_w{{}}" for name in LEARNERS)]
   pools = [f"{name}_f{{}}" for name in LEARNERS]
   text = "\n".join([
