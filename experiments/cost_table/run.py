@@ -156,7 +156,7 @@ def main() -> int:
   allocator.keep_heap()
   store = runs.Records(args.table or os.path.join(args.runs, "records.jsonl"))
   cold = [methods.cold(args, seed) for seed in args.seeds]
-  made = {
+  made = {methods.COLD: [store.find(start) for start in cold]} | {
     name: [store.find(methods.job(args, name, *methods.METHODS[name], start)) for start in cold]
     for name in methods.METHODS
   }
@@ -173,8 +173,7 @@ def main() -> int:
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  found |= {f"{name}_w{own}": table[name] for name in LEARNERS}
-  found[f"{methods.COLD}_w{own}"] = [store.find(start) for start in cold]
+  found |= {f"{name}_w{own}": table[name] for name in (methods.COLD, *LEARNERS)}
   worked = ["cold_w{}", *(f"{name}_w{{}}" for name in LEARNERS)]
   pools = [f"{name}_f{{}}" for name in LEARNERS]
   text = "\n".join([

@@ -3,6 +3,7 @@
 python -m experiments.method_table.search --out=experiments/method_table/search
 
 One cold start that the table does not use, and problems that it does not use, either.
+With --show=FILE, the table of records that are there.
 """
 
 import argparse
@@ -42,7 +43,11 @@ def main() -> int:
   parser.add_argument("--runs", default="runs/method_table")
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--out", default="runs/method_table_search", help="folder of records")
+  parser.add_argument("--show", default="", help="records to print, and nothing is run")
   args = parser.parse_args()
+  if args.show:
+    print(table({row["name"]: [row] for row in runs.Records(args.show).rows.values()}))
+    return 0
   os.makedirs(args.out, exist_ok=True)
   args.cold = (*PROBLEMS, *COLD)
   args.options = (*PROBLEMS, "--config.sgpo.steps=50", "--config.critic.steps=40")
