@@ -95,6 +95,7 @@ def tokenizer_of(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
 
 
 def open_run(config: config_lib.Config, workdir: str) -> Run:
+  """All that a run in a folder needs; its tokenizer is written there."""
   dataset = make_dataset(config.data)
   tokenizer = tokenizer_of(config, dataset, workdir)
   path = os.path.join(
@@ -109,10 +110,11 @@ def open_run(config: config_lib.Config, workdir: str) -> Run:
 
 
 def stage_method(run: Run, index: int) -> Method:
+  """The method of the index-th stage."""
   return METHODS[run.config.stages[index]](run.config, run.dataset, run.tokenizer, run.mesh)
 
 
-def abstract_state(run: Run, method: Method, params: Any) -> Any:
+def _abstract_state(run: Run, method: Method, params: Any) -> Any:
   """The stage's state as shapes with shardings."""
   abstract = jax.eval_shape(method.init, params)
   shardings = sharding.state_shardings(run.mesh, abstract)
@@ -151,7 +153,7 @@ def resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
     return Position(0, 0, None), None
 
   def abstract(meta):
-    return abstract_state(run, stage_method(run, meta["stage"]), params)
+    return _abstract_state(run, stage_method(run, meta["stage"]), params)
 
   state, meta = run.checkpointer.restore(abstract)
   log.info("resuming stage %s at step %d", run.config.stages[meta["stage"]], meta["step"])

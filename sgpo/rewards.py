@@ -132,8 +132,8 @@ def proven(
   """
   flat = lambda x: x.reshape(-1, members * x.shape[1], *x.shape[2:])
   same = _equal(strategy, members).astype(jnp.float32)
-  total = lambda x_NG: jnp.einsum("fmn,fn->fm", same, flat(x_NG))
-  bound = lower_bound(total(successes_NG), total(trials_NG)) * flat(form(strategy))
+  summed = lambda x_NG: jnp.einsum("fmn,fn->fm", same, flat(x_NG))
+  bound = lower_bound(summed(successes_NG), summed(trials_NG)) * flat(form(strategy))
   best = bound.argmax(1)
   take = lambda x: jnp.take_along_axis(flat(x), best.reshape(-1, *[1] * (x.ndim - 1)), 1)[:, 0]
   return take(strategy.tokens_BL), take(strategy.length_B), bound.max(1)

@@ -13,7 +13,7 @@ import numpy as np
 
 from sgpo import allocator, loading, policy, rewards
 from sgpo.data import pipeline
-from sgpo.evaluation.evaluate import Solver
+from sgpo.evaluation.solver import Solver
 from sgpo.types import Problem
 
 

@@ -56,7 +56,7 @@ def drive(tmp_path, monkeypatch):
     workdir = str(tmp_path / name)
     run = loading.Run(config, workdir, None, None, mesh, Checkpointer(workdir))
     method = Method(lambda p: p, step, lambda s: s, lambda _: batches, STEPS)
-    monkeypatch.setitem(train.METHODS, "fake", lambda *_: method)
+    monkeypatch.setitem(loading.METHODS, "fake", lambda *_: method)
     state = {"w": jnp.zeros((2, 3))} if state is None else state
     with jax.set_mesh(mesh):
       state = jax.device_put(state, sharding.state_shardings(mesh, state))

@@ -3,7 +3,8 @@
 python -m experiments.cost_table.run --seeds=0,1,2 --out=experiments/cost_table
 
 Accuracies are those of experiments/method_table, whose records must be there (--table). Seconds of
-a step are taken here, the methods in turn. Curves over the data are runs of their own.
+a step are taken here, the methods in turn. Curves over the data are runs of their own, but for the
+point that the method table is.
 """
 
 import os
@@ -162,11 +163,14 @@ def main() -> int:
   }
   table = {name: [row for row in rows if row] for name, rows in made.items()}
   if missing := [name for name, records in table.items() if len(records) != len(args.seeds)]:
-    print(f"error: {args.table} lacks runs of {', '.join(missing)}; make them with "
+    print(f"error: {store.path} lacks runs of {', '.join(missing)}; make them with "
           "python -m experiments.method_table.run", file=sys.stderr)  # fmt: skip
     return 1
+  if broken := tables.broken_controls(table, ["sgpo", methods.COLD]):  # before the curves are made
+    print("error: controls do not fail: " + "; ".join(broken), file=sys.stderr)
+    return 1
   timed = seconds(args.options, args.config, args.rounds)
-  own = runs.configured(args.config, ()).data.worked_examples
+  own = runs.configured(args.config, (*methods.DATA, *args.cold)).data.worked_examples
   jobs = curve_jobs(args, own)
   try:
     found = runs.results(jobs, args.out, args.runs, args.workers)
@@ -177,7 +181,7 @@ def main() -> int:
   worked = ["cold_w{}", *(f"{name}_w{{}}" for name in LEARNERS)]
   pools = [f"{name}_f{{}}" for name in LEARNERS]
   text = "\n".join([
-    header(args, table, "cost_table"), main_table(table, timed),
+    header(args, {**found, **table}, "cost_table"), main_table(table, timed),
     curve_table(found, "worked examples", worked, WORKED),
     curve_table(found, "families of 4 answered problems", pools, FAMILIES),
   ])  # fmt: skip

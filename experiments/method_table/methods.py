@@ -18,7 +18,7 @@ SGPO = (  # all problems of a family write strategies and share what these are w
   "--config.sgpo.pooled=True", "--config.sgpo.share=10.0", "--config.sgpo.execution_baseline=False",
   "--config.bank.capacity=0", *OUTCOMES,
 )  # fmt: skip
-RATES = {  # learning rate of each stage, by search.py
+RATES = {  # learning rate of each stage; README.md says how chosen
   "sft_more": 3e-4, "rft": 3e-4, "grpo": 3e-4, "rlhf": 3e-4, "prm": 3e-4, "sgpo": 3e-4,
 }  # fmt: skip
 METHODS = {  # name: (stage, what it changes)

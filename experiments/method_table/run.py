@@ -1,7 +1,7 @@
 """Table 1: every method from one cold start, on the same problems.
 
 python -m experiments.method_table.run --seeds=0,1,2,3,4 --out=experiments/method_table
-python -m experiments.method_table.run --preset=quick      # half an hour, for a look
+python -m experiments.method_table.run --preset=quick      # for a look
 
 Runs that have a record in OUT/records.jsonl are not made again; one that was stopped is resumed.
 """
@@ -89,9 +89,7 @@ def header(args: argparse.Namespace, found: tables.Results, module: str) -> str:
     f"from runs at {', '.join(commits)}: {len(args.seeds)} seeds, {n} problems a split, "
     "greedy, without hints. "
     "Interquartile means over the seeds of a column's mean over its splits; 95% intervals of a "
-    "bootstrap over seeds and problems, too narrow with fewer than five seeds. Right plans are "
-    "those of the structure splits; they and the transfer score are means over problems, with "
-    "intervals over seeds alone. The steps of these "
+    "bootstrap over seeds and problems, too narrow with fewer than five seeds. The steps of these "
     f"runs took {seconds / 3600:.1f} core hours.\n"
   )
 

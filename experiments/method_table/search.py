@@ -12,6 +12,7 @@ import sys
 
 from experiments import runs, tables
 from experiments.method_table import methods
+from experiments.method_table.run import PRESETS
 
 SEED = 100
 RATES = (1e-4, 3e-4, 1e-3)
@@ -19,7 +20,6 @@ VARIANTS = {  # of SGPO, beside the table's
   "sgpo_share_1": "--config.sgpo.share=1.0",
 }
 PROBLEMS = ("--config.eval.problems=256",)
-COLD = ("--config.sft.steps=2000",)
 
 
 def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
@@ -45,12 +45,15 @@ def main() -> int:
   parser.add_argument("--out", default="runs/method_table_search", help="folder of records")
   parser.add_argument("--show", default="", help="records to print, and nothing is run")
   args = parser.parse_args()
+  if args.show and not os.path.exists(args.show):
+    print(f"error: --show={args.show} does not exist", file=sys.stderr)
+    return 1
   if args.show:
     print(table({row["name"]: [row] for row in runs.Records(args.show).rows.values()}))
     return 0
   os.makedirs(args.out, exist_ok=True)
-  args.cold = (*PROBLEMS, *COLD)
-  args.options = (*PROBLEMS, "--config.sgpo.steps=50", "--config.critic.steps=40")
+  _, cold, method, _ = PRESETS["full"]
+  args.cold, args.options = (*PROBLEMS, *cold), (*PROBLEMS, *method)
   try:
     found = runs.results(jobs(args), args.out, args.runs, args.workers)
   except RuntimeError as error:

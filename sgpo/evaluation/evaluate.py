@@ -94,8 +94,8 @@ def bank_examples(config: config_lib.Config, state, dataset, tokenizer) -> dict[
   problems = [dataset.family("train", i, 1)[0] for i in range(2 * config.eval.batch)]
   problems = pipeline.fitting(problems, tokenizer, solver.room)
   embed = jax.jit(partial(policy.embed, solver.lm))
-  arrays = batches([[p] for p in problems], solver, dataset.domains)
-  vectors = [embed(state.reference, f.prompt_PJT[:, 0], f.length_PJ[:, 0])[:n] for f, n in arrays]
+  filled = batches([[p] for p in problems], solver, dataset.domains)
+  vectors = [embed(state.reference, f.prompt_PJT[:, 0], f.length_PJ[:, 0])[:n] for f, n in filled]
   bank = jax.device_get(state.bank)
   rows = np.flatnonzero(bank.status_N != bank_lib.EMPTY)
   near = bank.embedding_ND[rows] @ np.concatenate(vectors).T

@@ -121,6 +121,7 @@ def batches(groups: list[list[Problem]], solver: Solver, domains) -> list[tuple[
 
 
 def concat(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Batches of arrays as one."""
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -58,8 +58,8 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
     )
   rng = np.random.default_rng(solver.config.seed)
   extracted = []
-  arrays = batches(pairs, solver, dataset.domains)
-  for families, real in arrays:
+  filled = batches(pairs, solver, dataset.domains)
+  for families, real in filled:
     tokens, length = solver.extract(families.prompt_PJT[:, 0], families.length_PJ[:, 0])
     extracted.append({"tokens": tokens[:real], "length": length[:real]})
   s = concat(extracted)
@@ -78,7 +78,7 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
     parts = []
     opening = solver.symbols.answer if arm == "answer_only" else None
     start = 0
-    for families, real in arrays:
+    for families, real in filled:
       rows = np.minimum(np.arange(start, start + solver.config.eval.batch), len(pairs) - 1)
       parts.append(
         solver.execute(
