@@ -126,9 +126,9 @@ def accuracy(results: Results) -> str:
     shares = [np.mean([share(r, key) for r in records]) for key in ("truncated", "unparsed")]
     body.append([name, *cells, *(f"{x:.3f}" for x in shares)])
   return (
-    "Right plans are those of the structure splits. Their intervals and those of the transfer score "
-    "are over seeds alone: they hold for these problems, and are too narrow even with five seeds.\n\n"
-    + rows(["method", *HEADS, "truncated", "unparsed"], body)
+    "Right plans are those of the structure splits. Their intervals and those of the transfer "
+    "score are over seeds alone: they hold for these problems, and are too narrow even with five "
+    "seeds.\n\n" + rows(["method", *HEADS, "truncated", "unparsed"], body)
   )
 
 
