@@ -19,13 +19,13 @@ SGPO = (  # all problems of a family write strategies and share what these are w
   "--config.bank.capacity=0", *OUTCOMES,
 )  # fmt: skip
 RATES = {  # learning rate of each stage; README.md says how chosen
-  "sft_more": 3e-4, "rft": 3e-4, "grpo": 3e-4, "rlhf": 3e-4, "prm": 3e-4, "sgpo": 3e-4,
+  "sft_more": 3e-4, "rft": 3e-4, "grpo": 3e-4, "rlhf": 1e-4, "prm": 3e-4, "sgpo": 3e-4,
 }  # fmt: skip
 METHODS = {  # name: (stage, what it changes)
   "sft": ("sft_more", ()),
   "rft": ("rft", ()),
   "grpo": ("grpo", ()),
-  "rlhf": ("rlhf", ()),
+  "rlhf": ("rlhf", ("--config.critic.kl=0.1",)),
   "prm": ("prm", ()),
   "sgpo": ("sgpo", SGPO),
 }

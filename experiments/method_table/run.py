@@ -26,7 +26,7 @@ PRESETS = {  # options of every run, of cold starts, of methods; seeds
   ),
   "quick": (
     ("--config.eval.problems=128", "--config.eval.transfer_pairs=128"),
-    ("--config.sft.steps=400",),
+    ("--config.sft.steps=1000",),
     ("--config.sgpo.steps=10", "--config.critic.steps=8"),
     "0,1",
   ),
