@@ -123,7 +123,9 @@ def main() -> int:
       body.append([name, split, *map(tables.cell, cells)])
       kept[f"{name}/{split}"] = cells
   head = ["judge", "split", *WAYS, "best - majority"]
-  command = f"python -m experiments.method_table.verifiers --seeds={args.seeds}"
+  command = (
+    f"python -m experiments.method_table.verifiers --seeds={args.seeds} --methods={args.methods}"
+  )
   text = (
     f"Made by `{command}`: N = {args.samples}, {args.problems} problems a split, sampled at "
     "temperature 1; 95% intervals of a bootstrap over the problems of each seed.\n\n"
