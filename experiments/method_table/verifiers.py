@@ -106,6 +106,8 @@ def main() -> int:
   parser.add_argument("--out", default="", help="folder for verifiers.md and verifiers.json")
   args = parser.parse_args()
   allocator.keep_heap()
+  if args.out:  # found out now, not behind the work
+    os.makedirs(args.out, exist_ok=True)
   body, kept = [], {}
   for name in args.methods.split(","):
     try:
