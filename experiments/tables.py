@@ -14,12 +14,12 @@ COLUMNS = {  # column: splits
   "structure": ("len", "comp", "cls", "cross"),
 }
 ARMS = ("own", "sibling", "none", "wrong", "shuffled", "answer_only", "class_prior")
-MEASURES = {  # what a run gives as one number: how to read it off its record
+MEASURES = {  # heads for which a run gives one number: how to read it off its record
   "right plans": lambda r: float(np.mean([r["splits"][s]["plan"] for s in COLUMNS["structure"]])),
   "transfer score": lambda r: r["sts"],
 }
-PANELS = {"right plans": COLUMNS["structure"], "transfer score": ("cls",)}  # their splits
-HEADS = (*COLUMNS, *MEASURES)  # what a comparison tells of each method
+# What a comparison tells of each method, and on which splits.
+HEADS = COLUMNS | {"right plans": COLUMNS["structure"], "transfer score": ("cls",)}
 CHANCE = 0.1  # what answers without working, or without reading, may reach
 Results = dict[str, list[dict]]  # records by name, one a seed in the same order
 
@@ -186,7 +186,8 @@ def picture(results: Results, path: str, marked: tuple[str, ...] = ("sgpo",)) ->
   style = charts.STYLE | {"axes.grid.axis": "x", "svg.fonttype": "path"}
   with matplotlib.rc_context(style):
     figure = Figure(figsize=(13, 0.42 * len(results) + 1), layout="constrained")
-    for axis, head in zip(figure.subplots(1, len(HEADS), sharey=True), HEADS, strict=True):
+    axes = figure.subplots(1, len(HEADS), sharey=True)
+    for axis, (head, splits) in zip(axes, HEADS.items(), strict=True):
       for y, (name, records) in enumerate(results.items()):
         i, runs_of = summary(records, head), single(records, head)
         color = charts.AFTER if name in marked else charts.BEFORE
@@ -195,6 +196,6 @@ def picture(results: Results, path: str, marked: tuple[str, ...] = ("sgpo",)) ->
         axis.plot(i["mean"], y, "o", ms=5, color=color)
       axis.set_yticks(range(len(results)), [n.replace("_", " ") for n in results])
       axis.set_ylim(len(results) - 0.5, -0.5)
-      axis.set_title("\n".join([head, " ".join(COLUMNS.get(head, PANELS.get(head, ())))]))
+      axis.set_title(f"{head}\n{' '.join(splits)}")
       axis.spines["left"].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

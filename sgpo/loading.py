@@ -114,14 +114,6 @@ def stage_method(run: Run, index: int) -> Method:
   return METHODS[run.config.stages[index]](run.config, run.dataset, run.tokenizer, run.mesh)
 
 
-def _abstract_state(run: Run, method: Method, params: Any) -> Any:
-  """The stage's state as shapes with shardings."""
-  abstract = jax.eval_shape(method.init, params)
-  shardings = sharding.state_shardings(run.mesh, abstract)
-  make = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-  return jax.tree.map(make, abstract, shardings)
-
-
 def first_params(run: Run) -> Any:
   """Fresh parameters on the mesh, or those of `config.init_from`; shapes where a run resumes."""
   key = jax.random.key(run.config.seed)
@@ -133,8 +125,7 @@ def first_params(run: Run) -> Any:
   if not run.config.init_from:
     return jax.jit(init, out_shardings=shardings)(key)
   if folder.is_model(run.config.init_from):
-    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return hf.load(run.config.init_from, jax.tree.map(place, abstract, shardings))
+    return hf.load(run.config.init_from, sharding.placed(run.mesh, {"params": abstract})["params"])
   params = load(run.config.init_from).state.params
   for (path, want), got in zip(
     jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
@@ -153,7 +144,7 @@ def resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
     return Position(0, 0, None), None
 
   def abstract(meta):
-    return _abstract_state(run, stage_method(run, meta["stage"]), params)
+    return sharding.placed(run.mesh, jax.eval_shape(stage_method(run, meta["stage"]).init, params))
 
   state, meta = run.checkpointer.restore(abstract)
   log.info("resuming stage %s at step %d", run.config.stages[meta["stage"]], meta["step"])

@@ -9,7 +9,7 @@ from sgpo.bank_math import lower_bound
 from sgpo.config import Config
 from sgpo.models.calculator import digit_value
 from sgpo.models.transformer import LM
-from sgpo.types import NO_NUMBER, Families, Segment, Symbols, within
+from sgpo.types import NO_NUMBER, Families, Segment, Symbols
 
 MAX_DIGITS = 9  # what fits int32
 
@@ -99,7 +99,7 @@ def _equal(strategy: Segment, members: int) -> jax.Array:
   Rows [N, G] count members, families of `members` one after another.
   """
   G, S = strategy.tokens_BL.shape[1:]
-  tokens = jnp.where(within(strategy.length_B, S), strategy.tokens_BL, NO_NUMBER)
+  tokens = jnp.where(strategy.written_BL, strategy.tokens_BL, NO_NUMBER)
   tokens = tokens.reshape(-1, members * G, S)
   return (tokens[:, :, None] == tokens[:, None]).all(-1)
 

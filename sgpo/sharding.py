@@ -75,6 +75,12 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
   return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
+def placed(mesh: Mesh, abstract_state: Any) -> Any:
+  """The shapes of a state with their shardings, for what reads it from files."""
+  place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(place, abstract_state, state_shardings(mesh, abstract_state))
+
+
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
   """Leading axes over "data"."""
   return jax.tree.map(lambda _: NamedSharding(mesh, P("data")), batch)

@@ -1,11 +1,11 @@
 """A run: stages of methods one after another, checkpoints, evaluations, a report."""
 
 import contextlib
-import logging
 import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -31,8 +31,6 @@ from sgpo.methods.registry import METHODS
 from sgpo.metrics import MetricWriter, Progress
 from sgpo.models import transformer
 from sgpo.types import TrainState
-
-log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
@@ -132,6 +130,13 @@ def _save(
 ) -> None:
   meta = {"stage": stage, "step": step, "data": data, "config": folder.as_json(run.config)}
   run.checkpointer.save(offset + step, state, meta)
+
+
+def first_state(run: loading.Run, method: Method, params: Any) -> TrainState:
+  """A stage's state at its start, on the mesh."""
+  shardings = sharding.state_shardings(run.mesh, jax.eval_shape(method.init, params))
+  state = jax.jit(method.init, out_shardings=shardings)(params)
+  return jax.device_put(method.prepare(state), shardings)
 
 
 def run_stage(
@@ -262,9 +267,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
       for stage in range(position.stage, len(config.stages)):
         method = loading.stage_method(r, stage)
         if state is None:
-          shardings = sharding.state_shardings(r.mesh, jax.eval_shape(method.init, params))
-          state = jax.jit(method.init, out_shardings=shardings)(params)
-          state = jax.device_put(method.prepare(state), shardings)
+          state = first_state(r, method, params)
         state = run_stage(r, state, position, offset, caught)
         offset += method.steps
         state = loading.merged(state, config)

@@ -40,17 +40,17 @@ LEARNERS = ("grpo", "sgpo")  # whose curves are drawn behind each cold start
 OUT_OF_DISTRIBUTION = ("num", "lex", "distract", "len", "comp", "cls", "cross")
 
 
-def seconds(options: tuple[str, ...], path: str, rounds: int) -> dict[str, list[float]]:
+def seconds(jobs: dict[str, runs.Job], rounds: int) -> dict[str, list[float]]:
   """Seconds of a policy's step of each method, the methods in turn, on fresh parameters."""
-  options = (*methods.DATA, *options)
-  base = runs.configured(path, options)
+  first = next(iter(jobs.values())).start
+  base = runs.configured(first.config, first.options)
   dataset = make_dataset(base.data)
   tokenizer = Tokenizer.train(dataset.texts(), base.data.vocab_size)
   params = policy.init_params(base, tokenizer.vocab_size, jax.random.key(0))
   made, out = {}, {}
-  for name, (stage, changes) in methods.METHODS.items():
-    chosen = runs.configured(path, (*options, *methods.COMMON, *changes, "--config.critic.steps=0"))
-    method = METHODS[stage](chosen, dataset, tokenizer, None)
+  for name, job in jobs.items():
+    chosen = runs.configured(job.config, (*job.options, "--config.critic.steps=0"))
+    method = METHODS[job.stage](chosen, dataset, tokenizer, None)
     step = jax.jit(method.step, donate_argnums=0)
     made[name] = [jax.jit(method.init)(params), next(method.batches(0)), step]
     out[name] = []
@@ -157,11 +157,9 @@ def main() -> int:
   allocator.keep_heap()
   store = runs.Records(args.table or os.path.join(args.runs, "records.jsonl"))
   cold = [methods.cold(args, seed) for seed in args.seeds]
-  made = {methods.COLD: [store.find(start) for start in cold]} | {
-    name: [store.find(methods.job(args, name, *methods.METHODS[name], start)) for start in cold]
-    for name in methods.METHODS
-  }
-  table = {name: [row for row in rows if row] for name, rows in made.items()}
+  behind = methods.jobs(args, methods.METHODS, cold)
+  made = {methods.COLD: cold} | behind
+  table = {name: [row for row in map(store.find, jobs) if row] for name, jobs in made.items()}
   if missing := [name for name, records in table.items() if len(records) != len(args.seeds)]:
     print(f"error: {store.path} lacks runs of {', '.join(missing)}; make them with "
           "python -m experiments.method_table.run", file=sys.stderr)  # fmt: skip
@@ -169,8 +167,8 @@ def main() -> int:
   if broken := tables.broken_controls(table, ["sgpo", methods.COLD]):  # before the curves are made
     print("error: controls do not fail: " + "; ".join(broken), file=sys.stderr)
     return 1
-  timed = seconds(args.options, args.config, args.rounds)
-  own = runs.configured(args.config, (*methods.DATA, *args.cold)).data.worked_examples
+  timed = seconds({name: jobs[0] for name, jobs in behind.items()}, args.rounds)
+  own = runs.configured(args.config, cold[0].options).data.worked_examples
   jobs = curve_jobs(args, own)
   try:
     found = runs.results(jobs, args.out, args.runs, args.workers)

@@ -44,3 +44,8 @@ def job(
   learning = f"--config.sgpo.learning_rate={rate or RATES[stage]:g}"
   options = (*DATA, *args.options, *COMMON, learning, *changes)
   return Job(name, start.seed, stage, args.config, options, start)
+
+
+def jobs(args, known: dict[str, tuple], starts: list[Job]) -> dict[str, list[Job]]:
+  """The runs of methods by name, `known` as METHODS, one behind each cold start."""
+  return {name: [job(args, name, *what, start) for start in starts] for name, what in known.items()}

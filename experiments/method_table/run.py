@@ -71,9 +71,8 @@ def chosen(args: argparse.Namespace, known: dict) -> list[str]:
 
 def results(args: argparse.Namespace, known: dict, names: list[str]) -> tables.Results:
   """Makes what is missing. Records of the cold start and of the methods, by name."""
-  jobs = {methods.COLD: [methods.cold(args, seed) for seed in args.seeds]}
-  for name in names:
-    jobs[name] = [methods.job(args, name, *known[name], start) for start in jobs[methods.COLD]]
+  cold = [methods.cold(args, seed) for seed in args.seeds]
+  jobs = {methods.COLD: cold} | methods.jobs(args, {name: known[name] for name in names}, cold)
   return runs.results(jobs, args.out, args.runs, args.workers)
 
 

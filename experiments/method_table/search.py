@@ -45,10 +45,10 @@ def main() -> int:
   parser.add_argument("--out", default="runs/method_table_search", help="folder of records")
   parser.add_argument("--show", default="", help="records to print, and nothing is run")
   args = parser.parse_args()
-  if args.show and not os.path.exists(args.show):
-    print(f"error: --show={args.show} does not exist", file=sys.stderr)
-    return 1
   if args.show:
+    if not os.path.exists(args.show):
+      print(f"error: --show={args.show} does not exist", file=sys.stderr)
+      return 1
     print(table({row["name"]: [row] for row in runs.Records(args.show).rows.values()}))
     return 0
   os.makedirs(args.out, exist_ok=True)

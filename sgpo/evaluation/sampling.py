@@ -47,10 +47,8 @@ def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
   tokenizer = PretrainedTokenizer(path, dataclasses.replace(data, vocab_size=vocab))
   lm = transformer.make_lm(model, tokenizer.vocab_size)
   shapes = jax.eval_shape(lm.init, jax.random.key(0))
-  mesh = sharding.make_mesh((-1, 1))
-  where = sharding.state_shardings(mesh, {"params": shapes})["params"]
-  place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-  return Loaded(lm, hf.load(path, jax.tree.map(place, shapes, where)), tokenizer)
+  wanted = sharding.placed(sharding.make_mesh((-1, 1)), {"params": shapes})["params"]
+  return Loaded(lm, hf.load(path, wanted), tokenizer)
 
 
 def sample_plain(

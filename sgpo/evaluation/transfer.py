@@ -7,6 +7,7 @@ import numpy as np
 from sgpo.data import pipeline, strategies
 from sgpo.evaluation import statistics
 from sgpo.evaluation.solver import Solver, batches, concat, written
+from sgpo.types import Problem
 
 
 def foreign_strategies(
@@ -37,12 +38,11 @@ def _shuffled(strategy_BS, length_B, rng) -> np.ndarray:
   return out
 
 
-def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
-  """The transfer score on pairs (i, j) of a held-out class, with all arms and controls.
+def _pairs(dataset, solver: Solver, split: str) -> list[list[Problem]]:
+  """Pairs of problems of one class with different answers.
 
-  s is the strategy written for problem i. STS = [P(right | j, s) - P(right | j, nothing)]
-  - [the same gain for an equally long strategy of a wrong class]. Pairs with equal answers are
-  left out.
+  Raises:
+    ValueError: there are none that fit.
   """
   pairs, index = [], 0
   while len(pairs) < solver.config.eval.transfer_pairs and index < 20 * (len(pairs) + 50):
@@ -56,6 +56,17 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
       f"no two problems of a class of split {split!r} fit config.eval.prompt = "
       f"{solver.config.eval.prompt}; raise it"
     )
+  return pairs
+
+
+def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
+  """The transfer score on pairs (i, j) of a held-out class, with all arms and controls.
+
+  s is the strategy written for problem i. STS = [P(right | j, s) - P(right | j, nothing)]
+  - [the same gain for an equally long strategy of a wrong class]. Pairs with equal answers are
+  left out.
+  """
+  pairs = _pairs(dataset, solver, split)
   rng = np.random.default_rng(solver.config.seed)
   extracted = []
   filled = batches(pairs, solver, dataset.domains)
