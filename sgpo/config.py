@@ -164,6 +164,7 @@ class Reward:
   form: float = 0.05  # coherence: closed and not empty
   leak: float = 0.05  # coherence: names no number of its problem
   agreement: float = 0.5  # coherence: executions carry out its operators, in order; 0 pays none
+  coherent: bool = False  # right answers pay only where the execution agrees with its strategy
   faithfulness: float = 0.05  # coherence: the execution depends on it; 0 computes none
 
 

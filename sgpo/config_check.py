@@ -73,11 +73,12 @@ def check(config: Any) -> None:
     raise ValueError(
       f"config.data.strategies = {style!r} is unknown.{suggest(style, list(STRATEGIES))}"
     )
-  if style != "plan" and config.reward.agreement:
-    raise ValueError(
-      f"config.reward.agreement = {config.reward.agreement} compares operators, and strategies of "
-      f"config.data.strategies = {style!r} have none; set config.reward.agreement=0.0"
-    )
+  for name, off in (("agreement", 0.0), ("coherent", False)):
+    if style != "plan" and (value := getattr(config.reward, name)):
+      raise ValueError(
+        f"config.reward.{name} = {value} compares operators, and strategies of "
+        f"config.data.strategies = {style!r} have none; set config.reward.{name}={off}"
+      )
   if config.eval.strategy < config.room.strategy:
     raise ValueError(
       f"config.eval.strategy = {config.eval.strategy} must hold what the bank learnt in "
@@ -140,6 +141,12 @@ def _check_stages(config: Any) -> None:
     raise ValueError(
       f"config.sgpo.kl = {config.sgpo.kl} has no meaning in stage {unable[0]!r}; set it to 0"
       + (", and config.critic.kl instead" if unable[0] == "rlhf" else "")
+    )
+  learnt = [stage for stage in config.stages if stage in ("rlhf", "prm")]
+  if learnt and config.reward.coherent:
+    raise ValueError(
+      f"config.reward.coherent = True has no meaning in stage {learnt[0]!r}, only in sgpo, grpo "
+      "and rft; set it to False"
     )
   if "rft" in config.stages and config.sgpo.epochs > 1:
     raise ValueError(

@@ -177,9 +177,10 @@ class Rewards:
 
   reward_PG: jax.Array
   correct_PGJ: jax.Array
+  credit_PGJ: jax.Array  # right answers that pay: all, or only the coherent ones
   parsed_PGJ: jax.Array
   transfer_PG: jax.Array  # mean over the siblings; 0 without siblings
-  successes_PG: jax.Array  # right answers of siblings behind `transfer_PG`
+  successes_PG: jax.Array  # credit of siblings behind `transfer_PG`
   trials_PG: jax.Array  # their executions
   form_PG: jax.Array
   leak_PG: jax.Array
@@ -205,26 +206,30 @@ def total(
 ) -> Rewards:  # fmt: skip
   """R_PG = own c_0 + transfer mean_{j>=1} c_j + the weighted parts of coherence.
 
+  c_j is 1 for a right answer; where `reward.coherent`, only if its execution agrees with the
+  strategy: what came out right by another way is no evidence for the plan.
   `grades` are those of the executions, [P, J, G].
   """
   w = config.reward
   correct_PGJ = grades.correct.swapaxes(1, 2)
-  own_PG = correct_PGJ[:, :, 0]
-  siblings = correct_PGJ.shape[2] - 1
+  agreement_PGJ = agreement(rollout.strategy, rollout.execution, symbols).swapaxes(1, 2)
+  credit_PGJ = correct_PGJ * agreement_PGJ if w.coherent else correct_PGJ
+  own_PG = credit_PGJ[:, :, 0]
+  siblings = credit_PGJ.shape[2] - 1
   if config.sgpo.pooled:
     members = config.sgpo.siblings + 1
     successes_PG, trials_PG = pooled(rollout.strategy, own_PG, members)
     # without evidence from others, its own answer stands for them
     transfer_PG = jnp.where(trials_PG > 0, successes_PG / jnp.maximum(trials_PG, 1), own_PG)
   else:
-    successes_PG = correct_PGJ[:, :, 1:].sum(-1)
+    successes_PG = credit_PGJ[:, :, 1:].sum(-1)
     trials_PG = jnp.full_like(own_PG, siblings)
     transfer_PG = successes_PG / max(siblings, 1)
   form_PG = form(rollout.strategy)
   leak_PG = 1 - no_leak(
     rollout.strategy, families.answer_PJ[:, 0], families.numbers_PJM[:, 0], symbols
   )
-  agreement_PG = agreement(rollout.strategy, rollout.execution, symbols).mean(1)
+  agreement_PG = agreement_PGJ.mean(-1)
   faithfulness_PG = jnp.zeros_like(own_PG)
   if w.faithfulness:
     own_logp = rollout.execution.logp_BL[:, 0]
@@ -246,6 +251,7 @@ def total(
   return Rewards(
     reward_PG,
     correct_PGJ,
+    credit_PGJ,
     parsed_PGJ,
     transfer_PG,
     successes_PG,

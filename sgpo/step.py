@@ -82,19 +82,18 @@ def retrieve(
 def advantages(r: rewards.Rewards, config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(strategy_PG, execution_PGJ, zero_std_P).
 
-  A strategy answers for its reward, an execution for its own problem alone. A group whose raw
-  correctness varies on no problem, siblings included, teaches its strategies nothing, whatever the
-  shaping terms say. Without their baseline, right executions are imitated and wrong ones are not
-  avoided.
+  A strategy answers for its reward, an execution for its own problem alone. A group whose credit
+  varies on no problem, siblings included, teaches its strategies nothing, whatever the shaping
+  terms say. Without their baseline, right executions are imitated and wrong ones are not avoided.
   """
   c = config.sgpo
-  zero_std_P = (r.correct_PGJ.max(1) == r.correct_PGJ.min(1)).all(-1)
+  zero_std_P = (r.credit_PGJ.max(1) == r.credit_PGJ.min(1)).all(-1)
   zero_std_P &= r.transfer_PG.max(1) == r.transfer_PG.min(1)
   strategy_PG = losses.group_advantages(r.reward_PG, 1, c.divide_by_std)
   strategy_PG = jnp.where(zero_std_P[:, None], 0.0, strategy_PG)
-  execution_PGJ = r.correct_PGJ
+  execution_PGJ = r.credit_PGJ
   if c.execution_baseline:
-    execution_PGJ = losses.group_advantages(r.correct_PGJ, 1, c.divide_by_std)
+    execution_PGJ = losses.group_advantages(r.credit_PGJ, 1, c.divide_by_std)
   return strategy_PG, execution_PGJ, zero_std_P
 
 
@@ -105,7 +104,7 @@ def taught(
   P, J = families.length_PJ.shape
   members = config.sgpo.siblings + 1 if config.sgpo.pooled else 1
   tokens_FS, length_F, bound_F = rewards.proven(
-    rollout.strategy, r.correct_PGJ.sum(-1), jnp.full_like(r.reward_PG, J), members
+    rollout.strategy, r.credit_PGJ.sum(-1), jnp.full_like(r.reward_PG, J), members
   )
   # A row of families for each of its `members`, a column for each problem: one of both is 1.
   spread = lambda x: jnp.broadcast_to(x.repeat(members, 0)[:, None], (P, J, *x.shape[1:]))

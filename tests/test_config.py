@@ -42,6 +42,7 @@ def test_default_round_trips():
     ("data.practice", 0.65, "must be below 1"),
     ("data.strategies", "sentences", 'sentences\' is unknown. Did you mean "sentence"'),
     ("data.strategies", "code", "config.reward.agreement = 0.5 compares operators"),
+    ("reward.coherent", 1, "config.reward.coherent = 1 is a int, expected bool"),
     ("data.families", -1, "config.data.families = -1 must not be negative"),
     ("data.codes", 0, "config.data.codes = 0 must be positive"),
     ("stages", (), "runs nothing"),

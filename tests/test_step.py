@@ -221,6 +221,32 @@ def test_rewards_and_advantages_by_hand(config, symbols):
   np.testing.assert_allclose(execution, CORRECT)
 
 
+def test_only_coherent_answers_earn_where_asked(config, symbols):
+  """By hand: strategies name one operator; executions of the second problem name none."""
+  config = dataclasses.replace(
+    config,
+    reward=config_lib.Reward(own=1, transfer=2, form=0, leak=0, agreement=0, faithfulness=0,
+                             coherent=True),
+  )  # fmt: skip
+  families = make_families()
+  lm = transformer.make_lm(config.model, V)
+  plain = fake_rollout(symbols, CORRECT, families.answer_PJ)
+  operator_P = jnp.full((P, 1 + K, G, 1), symbols.add).at[:, 1].set(30)
+  tokens = jnp.concatenate([operator_P, plain.execution.tokens_BL[..., :-1]], -1)
+  rollout = policy.Rollout(
+    strategy=plain.strategy.replace(tokens_BL=plain.strategy.tokens_BL.at[..., 0].set(symbols.add)),
+    execution=plain.execution.replace(tokens_BL=tokens, length_B=plain.execution.length_B + 1),
+  )
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  r = rewards.total(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  np.testing.assert_allclose(r.correct_PGJ, CORRECT)
+  np.testing.assert_allclose(r.credit_PGJ, CORRECT * [1, 0, 1])
+  np.testing.assert_allclose(r.reward_PG[0], [2, 2, 0, 0])
+  _, execution, zero = step.advantages(r, config)
+  np.testing.assert_allclose(execution[:, :, 1], 0)
+  np.testing.assert_array_equal(zero, [False, True, False, True])
+
+
 def test_non_finite_gradients_skip_the_update(config, symbols):
   optimizer = optax.adam(1e-3)
   state = make_state(config, optimizer, symbols)

@@ -5,7 +5,7 @@ siblings, so that both make as many executions. Reward and advantage of a trajec
 
   R_PG = c_PG in {0, 1},   A_PG = R_PG - mean_g R_PG,
 
-for all of its tokens. No transfer, no coherence, no bank.
+for all of its tokens. No transfer, no bank, and no coherence but for `reward.coherent`, if set.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def outcome_only(config: Config) -> Config:
   """The configuration of a step on flattened families, paid by the outcome."""
   return dataclasses.replace(
     config,
-    reward=OUTCOME,
+    reward=dataclasses.replace(OUTCOME, coherent=config.reward.coherent),
     bank=dataclasses.replace(config.bank, capacity=0),
     sgpo=dataclasses.replace(
       config.sgpo,

@@ -53,7 +53,7 @@ def learn(
   families, rollout = collected.families, collected.rollout
   params = updates.policy_params(state, config)
   r = rewards.total(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
-  piece = objective.Piece(families, rollout, r.correct_PGJ[:, :, 0], r.correct_PGJ, None)
+  piece = objective.Piece(families, rollout, r.credit_PGJ[:, :, 0], r.credit_PGJ, None)
   count = sum(mask.sum() for mask in kept(rollout, piece.advantage_PG))
   bound = partial(loss_fn, count=count, lm=lm, config=config, symbols=symbols)
   bound = updates.on_policy(bound, state, config)
