@@ -16,13 +16,16 @@ SGPO = methods.SGPO
 FAMILIES = {  # K: sources, so that a step has as many executions
   1: 32, 7: 8,
 }  # fmt: skip
+WORDS = (  # strategies without operators, to which executions could be compared
+  "--config.reward.agreement=0.0", "--config.reward.coherent=False",
+)  # fmt: skip
 STYLES = {  # form of strategies: what its cold start and its stage change
   "sentence": (
-    "--config.data.strategies=sentence", "--config.reward.agreement=0.0",
+    "--config.data.strategies=sentence", *WORDS,
     "--config.room.strategy=64", "--config.room.prompt=184", "--config.eval.strategy=80",
     "--config.eval.prompt=240",
   ),
-  "code": ("--config.data.strategies=code", "--config.reward.agreement=0.0"),
+  "code": ("--config.data.strategies=code", *WORDS),
 }  # fmt: skip
 VARIANTS = {  # name: (stage, what it changes)
   "sgpo": ("sgpo", SGPO),
@@ -30,18 +33,22 @@ VARIANTS = {  # name: (stage, what it changes)
   "no_share": ("sgpo", (*SGPO, "--config.sgpo.share=0.0")),
   "no_transfer_no_share": ("sgpo", (*SGPO, "--config.reward.transfer=0.0",
                                     "--config.sgpo.share=0.0")),
-  "coherence": ("sgpo", (*SGPO, "--config.reward.agreement=0.5", "--config.reward.form=0.05",
-                         "--config.reward.leak=0.05", "--config.reward.faithfulness=0.05")),
+  "no_coherence": ("sgpo", (*SGPO, "--config.reward.coherent=False")),
+  "shaped": ("sgpo", (*SGPO, "--config.reward.agreement=0.5", "--config.reward.form=0.05",
+                      "--config.reward.leak=0.05", "--config.reward.faithfulness=0.05")),
   "bank": ("sgpo", (*SGPO, "--config.bank.capacity=1024", "--config.bank.retrieved=2",
                     "--config.room.prompt=80")),
   "source": ("sgpo", (*SGPO, "--config.sgpo.pooled=False")),
-  "judged_executions": ("sgpo", (*SGPO, "--config.sgpo.execution_baseline=True")),
+  "share_10": ("sgpo", (*SGPO, "--config.sgpo.share=10.0")),
+  "imitated_executions": ("sgpo", (*SGPO, "--config.sgpo.execution_baseline=False")),
   **{
     f"K_{k}": ("sgpo", (*SGPO, f"--config.sgpo.siblings={k}", f"--config.sgpo.sources={sources}",
                         f"--config.sgpo.microbatches={min(8, sources)}"))
     for k, sources in FAMILIES.items()
   },
   **{name: ("sgpo", (*SGPO, *changes)) for name, changes in STYLES.items()},
+  "grpo": ("grpo", ()),
+  "grpo_coherent": ("grpo", ("--config.reward.coherent=True",)),
 }  # fmt: skip
 
 

@@ -10,13 +10,13 @@ COMMON = (  # of all methods: a step of 16 families of 4 problems, 256 execution
   "--config.sgpo.sources=16", "--config.sgpo.microbatches=8", "--config.room.prompt=64",
   "--config.bank.retrieved=0",
 )  # fmt: skip
-OUTCOMES = (  # of SGPO: what right answers say, without the shaping terms
+OUTCOMES = (  # of SGPO: what right answers say, by way of the strategy, without the shaping terms
+  "--config.reward.coherent=True",
   "--config.reward.form=0.0", "--config.reward.leak=0.0", "--config.reward.agreement=0.0",
   "--config.reward.faithfulness=0.0",
 )  # fmt: skip
 SGPO = (  # all problems of a family write strategies and share what these are worth
-  "--config.sgpo.pooled=True", "--config.sgpo.share=10.0", "--config.sgpo.execution_baseline=False",
-  "--config.bank.capacity=0", *OUTCOMES,
+  "--config.sgpo.pooled=True", "--config.sgpo.share=1.0", "--config.bank.capacity=0", *OUTCOMES,
 )  # fmt: skip
 RATES = {  # learning rate of each stage; README.md says how chosen
   "sft_more": 3e-4, "rft": 3e-4, "grpo": 3e-4, "rlhf": 1e-4, "prm": 3e-4, "sgpo": 3e-4,
