@@ -17,7 +17,7 @@ from experiments.method_table.run import PRESETS
 SEED = 100
 RATES = (1e-4, 3e-4, 1e-3)
 VARIANTS = {  # of SGPO, beside the table's
-  "sgpo_share_1": "--config.sgpo.share=1.0",
+  "sgpo_share_10": "--config.sgpo.share=10.0",
 }
 PROBLEMS = ("--config.eval.problems=256",)
 
