@@ -29,6 +29,10 @@ _SHARES = (
   "data.bare_rate critic.gae bank.dropout bank.admit sampling.top_p"
 ).split()
 
+UNREAD = (  # key, its value that means nothing is asked, stages that do not read it
+  ("sgpo.kl", 0, ("rft", "rlhf", "prm")),
+  ("reward.coherent", False, ("rlhf", "prm")),
+)
 GRADERS = ("digits", "numeric", "math")
 STRATEGIES = ("plan", "sentence", "code")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
@@ -136,17 +140,17 @@ def _check_stages(config: Any) -> None:
     raise ValueError(
       f"config.sgpo.share = {config.sgpo.share} teaches siblings: set config.sgpo.siblings above 0"
     )
-  unable = [stage for stage in config.stages if stage in ("rft", "rlhf", "prm")]
-  if unable and config.sgpo.kl:
+  for name, off, unable in UNREAD:
+    stage = next((stage for stage in config.stages if stage in unable), None)
+    if stage and (value := get(config, name)):
+      raise ValueError(
+        f"config.{name} = {value} has no meaning in stage {stage!r}; set it to {off}"
+        + (", and config.critic.kl instead" if (name, stage) == ("sgpo.kl", "rlhf") else "")
+      )
+  if config.reward.coherent and config.reward.grader == "math":
     raise ValueError(
-      f"config.sgpo.kl = {config.sgpo.kl} has no meaning in stage {unable[0]!r}; set it to 0"
-      + (", and config.critic.kl instead" if unable[0] == "rlhf" else "")
-    )
-  learnt = [stage for stage in config.stages if stage in ("rlhf", "prm")]
-  if learnt and config.reward.coherent:
-    raise ValueError(
-      f"config.reward.coherent = True has no meaning in stage {learnt[0]!r}, only in sgpo, grpo "
-      "and rft; set it to False"
+      "config.reward.coherent = True: what config.reward.grader = 'math' has no time to grade "
+      "would count as wrong; set one of them to another value"
     )
   if "rft" in config.stages and config.sgpo.epochs > 1:
     raise ValueError(

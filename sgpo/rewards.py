@@ -200,6 +200,20 @@ def _foreign_logp(params, families: Families, rollout, apart: int, *, lm, symbol
   return policy.token_scores(lm, params, hidden_PGED, tokens, temperature)[0]
 
 
+def evidence(
+  strategy: Segment, credit_PGJ: jax.Array, config: Config
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(transfer_PG, successes_PG, trials_PG): what a strategy is worth on its siblings."""
+  own_PG, siblings = credit_PGJ[:, :, 0], credit_PGJ.shape[2] - 1
+  if config.sgpo.pooled:
+    successes_PG, trials_PG = pooled(strategy, own_PG, config.sgpo.siblings + 1)
+    # without evidence from others, its own answer stands for them
+    transfer_PG = jnp.where(trials_PG > 0, successes_PG / jnp.maximum(trials_PG, 1), own_PG)
+    return transfer_PG, successes_PG, trials_PG
+  successes_PG = credit_PGJ[:, :, 1:].sum(-1)
+  return successes_PG / max(siblings, 1), successes_PG, jnp.full_like(own_PG, siblings)
+
+
 def total(
   params, families: Families, rollout: policy.Rollout, grades: Grades, *, lm: LM,
   config: Config, symbols: Symbols,
@@ -215,16 +229,7 @@ def total(
   agreement_PGJ = agreement(rollout.strategy, rollout.execution, symbols).swapaxes(1, 2)
   credit_PGJ = correct_PGJ * agreement_PGJ if w.coherent else correct_PGJ
   own_PG = credit_PGJ[:, :, 0]
-  siblings = credit_PGJ.shape[2] - 1
-  if config.sgpo.pooled:
-    members = config.sgpo.siblings + 1
-    successes_PG, trials_PG = pooled(rollout.strategy, own_PG, members)
-    # without evidence from others, its own answer stands for them
-    transfer_PG = jnp.where(trials_PG > 0, successes_PG / jnp.maximum(trials_PG, 1), own_PG)
-  else:
-    successes_PG = credit_PGJ[:, :, 1:].sum(-1)
-    trials_PG = jnp.full_like(own_PG, siblings)
-    transfer_PG = successes_PG / max(siblings, 1)
+  transfer_PG, successes_PG, trials_PG = evidence(rollout.strategy, credit_PGJ, config)
   form_PG = form(rollout.strategy)
   leak_PG = 1 - no_leak(
     rollout.strategy, families.answer_PJ[:, 0], families.numbers_PJM[:, 0], symbols

@@ -97,6 +97,27 @@ def test_what_does_not_fit_together_is_named():
       change(config, stages=("prm",), reward=config_lib.Reward(grader="math")),
       "config.reward.grader = 'digits' instead of 'math'",
     ),
+    (change(config, stages=("rft",), sgpo=config_lib.Sgpo(kl=0.1)), "no meaning in stage 'rft'"),
+    (
+      change(config, stages=("rlhf",), sgpo=config_lib.Sgpo(kl=0.1)),
+      "set it to 0, and config.critic.kl instead",
+    ),
+    (
+      change(config, stages=("grpo", "prm"), reward=config_lib.Reward(coherent=True)),
+      "config.reward.coherent = True has no meaning in stage 'prm'; set it to False",
+    ),
+    (
+      change(config, reward=config_lib.Reward(coherent=True, grader="math")),
+      "config.reward.grader = 'math' has no time to grade",
+    ),
+    (
+      change(
+        config,
+        data=config_lib.Data(strategies="code"),
+        reward=config_lib.Reward(agreement=0.0, coherent=True),
+      ),
+      "config.reward.coherent = True compares operators",
+    ),
     (change(config, critic=config_lib.Critic(rollouts=0)), "critic.rollouts = 0 must be positive"),
   ):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -196,16 +196,21 @@ CORRECT[1] = 1  # everything right: no variance
 CORRECT[2] = [[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 1, 0]]  # equal sums that vary
 
 
+def rewarded(config, families, rollout, symbols):
+  """The rewards of a rollout without faithfulness, its answers graded on the device."""
+  lm = transformer.make_lm(config.model, V)
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  return rewards.total(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+
+
 def test_rewards_and_advantages_by_hand(config, symbols):
   families = make_families()
   config = dataclasses.replace(
     config,
     reward=config_lib.Reward(own=1, transfer=2, form=0.1, leak=0.2, agreement=0, faithfulness=0),
   )
-  lm = transformer.make_lm(config.model, V)
   rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
-  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
-  r = rewards.total(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewarded(config, families, rollout, symbols)
   np.testing.assert_allclose(r.correct_PGJ, CORRECT)
   np.testing.assert_allclose(r.reward_PG[0], [3.3, 2.3, 1.3, 0.3], rtol=1e-6)
   strategy, execution, zero = step.advantages(r, config)
@@ -229,7 +234,6 @@ def test_only_coherent_answers_earn_where_asked(config, symbols):
                              coherent=True),
   )  # fmt: skip
   families = make_families()
-  lm = transformer.make_lm(config.model, V)
   plain = fake_rollout(symbols, CORRECT, families.answer_PJ)
   operator_P = jnp.full((P, 1 + K, G, 1), symbols.add).at[:, 1].set(30)
   tokens = jnp.concatenate([operator_P, plain.execution.tokens_BL[..., :-1]], -1)
@@ -237,8 +241,7 @@ def test_only_coherent_answers_earn_where_asked(config, symbols):
     strategy=plain.strategy.replace(tokens_BL=plain.strategy.tokens_BL.at[..., 0].set(symbols.add)),
     execution=plain.execution.replace(tokens_BL=tokens, length_B=plain.execution.length_B + 1),
   )
-  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
-  r = rewards.total(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewarded(config, families, rollout, symbols)
   np.testing.assert_allclose(r.correct_PGJ, CORRECT)
   np.testing.assert_allclose(r.credit_PGJ, CORRECT * [1, 0, 1])
   np.testing.assert_allclose(r.reward_PG[0], [2, 2, 0, 0])
@@ -359,8 +362,7 @@ def test_a_family_learns_its_best_strategy(config, symbols, pooled):
     families = step.flatten(families)
   lm = transformer.make_lm(config.model, V)
   params = talkative_params(config, symbols)
-  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
-  r = rewards.total(None, families, rollout, grades, lm=lm, config=config, symbols=symbols)
+  r = rewarded(config, families, rollout, symbols)
   best = step.taught(families, rollout, r, config)
   assert best.tokens.shape == (*families.length_PJ.shape, S)
   rows = jax.tree.map(lambda x: x.reshape(P, J, *x.shape[2:]), best)

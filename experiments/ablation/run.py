@@ -47,7 +47,7 @@ VARIANTS = {  # name: (stage, what it changes)
     for k, sources in FAMILIES.items()
   },
   **{name: ("sgpo", (*SGPO, *changes)) for name, changes in STYLES.items()},
-  "grpo": ("grpo", ()),
+  "grpo": methods.METHODS["grpo"],
   "grpo_coherent": ("grpo", ("--config.reward.coherent=True",)),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ def loss_fn(
 ) -> tuple[jax.Array, dict]:
   """-sum c log pi over the tokens of correct trajectories, over their `count` in the batch.
 
-  `piece.advantage_PG` is c, 1 for a correct trajectory and 0 for another.
+  `piece.advantage_PG` is c, 1 for a trajectory whose right answer pays and 0 for another.
   """
   rollout = piece.rollout
   scores = policy.score(

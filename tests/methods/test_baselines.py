@@ -12,7 +12,7 @@ from sgpo import config as config_lib
 from sgpo import objective, policy, rewards, step
 from sgpo.data import make_dataset
 from sgpo.data.tokenizers import Tokenizer
-from sgpo.methods import rft, sft
+from sgpo.methods import grpo, rft, sft
 from sgpo.models import transformer
 from tests.test_step import CORRECT, G, K, P, V, config, fake_rollout, make_families  # noqa: F401
 
@@ -44,6 +44,8 @@ def test_grpo_pays_the_outcome_to_the_whole_trajectory(flat, symbols):
   np.testing.assert_allclose(strategy, correct - correct.mean(1, keepdims=True), atol=1e-6)
   np.testing.assert_allclose(execution[:, :, 0], strategy, atol=1e-6)
   assert zero.tolist() == [len(set(row)) == 1 for row in correct.tolist()]
+  gated = dataclasses.replace(config, reward=dataclasses.replace(config.reward, coherent=True))
+  assert grpo.outcome_only(gated).reward == gated.reward  # the one part of coherence that is kept
 
 
 def test_expert_iteration_imitates_correct_trajectories_alone(flat, symbols):
