@@ -149,6 +149,18 @@ def _launch(job: Job, folder: str, core: int | None) -> dict:
   return record(job, workdir)
 
 
+def made(job: Job, folder: str) -> str:
+  """The folder of a run, made again where it is gone, whether it has a record or not.
+
+  Raises:
+    RuntimeError: it failed.
+  """
+  workdir = _folder(job, folder)
+  if not os.path.exists(os.path.join(workdir, "DONE")):
+    _launch(job, folder, None)
+  return workdir
+
+
 def _missing(jobs: Sequence[Job], records: Records, folder: str) -> list[list[Job]]:
   """What has to be made, in two waves: runs that others start from, then the others.
 

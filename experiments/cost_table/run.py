@@ -13,6 +13,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,9 +21,7 @@ from matplotlib.figure import Figure
 from experiments import runs, tables
 from experiments.method_table import methods
 from experiments.method_table.run import finish, header, parser, settled
-from sgpo import allocator, policy
-from sgpo.data import make_dataset
-from sgpo.data.tokenizers import Tokenizer
+from sgpo import allocator, loading
 from sgpo.methods.registry import METHODS
 from sgpo.report import charts
 
@@ -40,19 +39,16 @@ LEARNERS = ("grpo", "sgpo")  # whose curves are drawn behind each cold start
 OUT_OF_DISTRIBUTION = ("num", "lex", "distract", "len", "comp", "cls", "cross")
 
 
-def seconds(jobs: dict[str, runs.Job], rounds: int) -> dict[str, list[float]]:
-  """Seconds of a policy's step of each method, the methods in turn, on fresh parameters."""
-  first = next(iter(jobs.values())).start
-  base = runs.configured(first.config, first.options)
-  dataset = make_dataset(base.data)
-  tokenizer = Tokenizer.train(dataset.texts(), base.data.vocab_size)
-  params = policy.init_params(base, tokenizer.vocab_size, jax.random.key(0))
+def seconds(jobs: dict[str, runs.Job], rounds: int, start: str) -> dict[str, list[float]]:
+  """Seconds of a policy's step of each method behind the cold start in a folder, in turn."""
+  cold = loading.load(start)
   made, out = {}, {}
   for name, job in jobs.items():
     chosen = runs.configured(job.config, (*job.options, "--config.critic.steps=0"))
-    method = METHODS[job.stage](chosen, dataset, tokenizer, None)
+    method = METHODS[job.stage](chosen, cold.dataset, cold.tokenizer, None)
+    first = jax.jit(lambda params, init=method.init: init(jax.tree.map(jnp.copy, params)))
     step = jax.jit(method.step, donate_argnums=0)
-    made[name] = [jax.jit(method.init)(params), next(method.batches(0)), step]
+    made[name] = [first(cold.state.params), next(method.batches(0)), step]
     out[name] = []
   for turn in range(rounds + 1):
     for name, kept in made.items():
@@ -167,14 +163,15 @@ def main() -> int:
   if broken := tables.broken_controls(table, ["sgpo", methods.COLD]):  # before the curves are made
     print("error: controls do not fail: " + "; ".join(broken), file=sys.stderr)
     return 1
-  timed = seconds({name: jobs[0] for name, jobs in behind.items()}, args.rounds)
   own = runs.configured(args.config, cold[0].options).data.worked_examples
   jobs = curve_jobs(args, own)
   try:
     found = runs.results(jobs, args.out, args.runs, args.workers)
+    start = runs.made(cold[0], args.runs)
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
+  timed = seconds({name: jobs[0] for name, jobs in behind.items()}, args.rounds, start)
   found |= {f"{name}_w{own}": table[name] for name in (methods.COLD, *LEARNERS)}
   worked = ["cold_w{}", *(f"{name}_w{{}}" for name in LEARNERS)]
   pools = [f"{name}_f{{}}" for name in LEARNERS]
