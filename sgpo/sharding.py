@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -89,3 +90,14 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
 def put_batch(mesh: Mesh, batch: Any) -> Any:
   """Host arrays, this process's shard, to the mesh."""
   return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(mesh, batch), batch)
+
+
+def to_host(tree: Any) -> Any:
+  """Whole arrays as numpy's. Of several processes all must call it, and all get everything."""
+
+  def fetch(x):
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+      return jax.device_get(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(fetch, tree)

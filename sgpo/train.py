@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sgpo import bank as bank_lib
 from sgpo import (
@@ -93,13 +95,24 @@ def check_data(config: config_lib.Config, dataset) -> None:
 
 @contextlib.contextmanager
 def on_signal(handler) -> Iterator[None]:
-  """Calls `handler(number, frame)` on SIGINT and SIGTERM instead of dying of them."""
-  old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+  """Calls `handler(number, frame)` on SIGINT and SIGTERM instead of dying of them.
+
+  Not in one of several processes, which may not stop alone: there jax listens for SIGTERM.
+  """
+  caught = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
+  old = {number: signal.signal(number, handler) for number in caught}
   try:
     yield
   finally:
     for number, previous in old.items():
       signal.signal(number, previous)
+
+
+def _asked_to_stop(caught: list[int], step: int) -> bool:
+  """Whether a signal came. Several processes stop behind the same step, whichever caught it."""
+  if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+    caught.append(signal.SIGTERM)
+  return bool(caught)
 
 
 def _log_metrics(run: loading.Run, method: Method, writer, progress, pending: dict) -> None:
@@ -146,14 +159,15 @@ def run_stage(
   config, stage = run.config, position.stage
   method = loading.stage_method(run, stage)
   shardings = jax.tree.map(lambda x: x.sharding, state)
+  everywhere = NamedSharding(run.mesh, P())  # metrics: each process reads them
   cleanup = contextlib.ExitStack()
   grader = None
   if method.collect:
     grader = cleanup.enter_context(graders.opened(config.reward.grader))
   if grader:
-    step_fn = HostGradedStep(method, grader, run.tokenizer, shardings)
+    step_fn = HostGradedStep(method, grader, run.tokenizer, (shardings, everywhere))
   else:
-    step_fn = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, None))
+    step_fn = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, everywhere))
   batches = method.batches(config.seed)
   if position.data is not None:
     batches.set_state(position.data)
@@ -181,7 +195,7 @@ def run_stage(
         metrics=metrics, step=step, global_step=offset + step, stage=stage,
         dropped=dropped,
       )  # fmt: skip
-      stop = bool(caught)
+      stop = _asked_to_stop(caught, offset + done)
       if stop or last:
         # Logged before it is saved: a kill in between leaves no gap in the metrics.
         _log_metrics(run, method, writer, progress, pending | {"began": began})
@@ -205,12 +219,15 @@ def finish_stage(run: loading.Run, state: TrainState, stage: int, global_step: i
   if os.path.exists(path):
     return
   result, rows = evaluation.evaluate(run.config, state, run.dataset, run.tokenizer)
+  bank, examples = None, {}
+  if isinstance(state.bank, bank_lib.Bank):
+    bank = sharding.to_host(state.bank)
+    examples = evaluation.bank_examples(run.config, state, bank, run.dataset, run.tokenizer)
   if jax.process_index():  # all processes evaluate, the first one writes
     return
-  if isinstance(state.bank, bank_lib.Bank):
-    examples = evaluation.bank_examples(run.config, state, run.dataset, run.tokenizer)
+  if bank:
     bank_io.export_jsonl(
-      state.bank,
+      bank,
       os.path.join(run.workdir, "bank", f"{name}.jsonl"),
       run.tokenizer.pretty_plan,
       run.dataset.domains,

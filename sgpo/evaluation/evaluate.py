@@ -14,7 +14,7 @@ import numpy as np
 
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import graders, policy
+from sgpo import graders, policy, sharding
 from sgpo.data import pipeline, strategies
 from sgpo.evaluation import statistics, transfer
 from sgpo.evaluation.solver import Solver, batches, solve_problems, written
@@ -85,18 +85,25 @@ def failed_rows(
   return rows
 
 
-def bank_examples(config: config_lib.Config, state, dataset, tokenizer) -> dict[int, dict]:
+def bank_examples(
+  config: config_lib.Config, state, bank: bank_lib.Bank, dataset, tokenizer
+) -> dict[int, dict]:
   """For each living entry of the bank the nearest training problem, and an execution on it.
 
   Problems of the entry's own class come first. Returns {row: {"problem", "example"}}.
+
+  Args:
+    bank: that of the state, on the host.
   """
   solver = Solver(config, state, tokenizer)
   problems = [dataset.family("train", i, 1)[0] for i in range(2 * config.eval.batch)]
   problems = pipeline.fitting(problems, tokenizer, solver.room)
   embed = jax.jit(partial(policy.embed, solver.lm))
   filled = batches([[p] for p in problems], solver, dataset.domains)
-  vectors = [embed(state.reference, f.prompt_PJT[:, 0], f.length_PJ[:, 0])[:n] for f, n in filled]
-  bank = jax.device_get(state.bank)
+  vectors = [
+    sharding.to_host(embed(state.reference, f.prompt_PJT[:, 0], f.length_PJ[:, 0]))[:n]
+    for f, n in filled
+  ]
   rows = np.flatnonzero(bank.status_N != bank_lib.EMPTY)
   near = bank.embedding_ND[rows] @ np.concatenate(vectors).T
   texts = written([bank.tokens_NS[r][: bank.length_N[r]] for r in rows], solver)

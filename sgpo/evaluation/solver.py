@@ -6,7 +6,7 @@ import numpy as np
 
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import graders, policy, rewards
+from sgpo import graders, policy, rewards, sharding
 from sgpo.data import pipeline, strategies
 from sgpo.graders.rollouts import grade_rows
 from sgpo.models import transformer
@@ -80,7 +80,7 @@ class Solver:
 
   def extract(self, prompt_BT, length_B) -> tuple[np.ndarray, np.ndarray]:
     """Greedy strategies (tokens_BS, length_B)."""
-    return jax.device_get(self._extract(self.state.params, prompt_BT, length_B))
+    return sharding.to_host(self._extract(self.state.params, prompt_BT, length_B))
 
   def execute(
     self, prompt_BT, length_B, strategy_BS, strategy_length_B, families: Families, member: int = 0,
@@ -91,7 +91,7 @@ class Solver:
     Returns "tokens", "correct" (0 or 1, nan where it could not be graded), "parsed", "truncated",
     and "answer", the answer as text.
     """
-    out = jax.device_get(
+    out = sharding.to_host(
       self._execute(
         self.state.params, prompt_BT, length_B, strategy_BS, strategy_length_B,
         families.answer_PJ[:, member], opening=opening,
@@ -138,7 +138,11 @@ def solve_problems(
     prompt, length = solver.hint(*bare) if guided else bare
     strategy, strategy_length = solver.extract(prompt, length)
     out = solver.execute(*bare, strategy, strategy_length, families)
-    out |= {"strategy": strategy, "strategy_length": strategy_length, "prompt": np.asarray(prompt)}
+    out |= {
+      "strategy": strategy,
+      "strategy_length": strategy_length,
+      "prompt": sharding.to_host(prompt),
+    }
     parts.append({name: value[:real] for name, value in out.items()})
   return concat(parts)
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from sgpo import rewards
+from sgpo import rewards, sharding
 from sgpo.data import pipeline
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.graders import Grade, Grader
@@ -43,10 +42,9 @@ def grade_rollout(
 
   Each process grades all of them, and all give the same.
   """
-  wanted = (execution.tokens_BL, execution.truncated_B, gold_PJU)
-  if jax.process_count() > 1:
-    wanted = multihost_utils.process_allgather(wanted, tiled=True)
-  tokens, truncated, gold_PJU = jax.device_get(wanted)
+  tokens, truncated, gold_PJU = sharding.to_host(
+    (execution.tokens_BL, execution.truncated_B, gold_PJU)
+  )
   golds = [pipeline.gold_text(row) for row in gold_PJU.reshape(-1, gold_PJU.shape[-1])]
   golds = [gold for gold in golds for _ in range(truncated.shape[-1])]
   rows = grade_rows(
@@ -67,10 +65,10 @@ class HostGradedStep:
   """
 
   def __init__(self, method: Method, grader: Grader, tokenizer: Tokenizer, shardings: Any):
-    """`shardings` are those of the state."""
+    """`shardings` are those of (state, metrics)."""
     self._grader, self._tokenizer = grader, tokenizer
     self._collect = jax.jit(method.collect)
-    self._learn = jax.jit(method.learn, donate_argnums=0, out_shardings=(shardings, None))
+    self._learn = jax.jit(method.learn, donate_argnums=0, out_shardings=shardings)
     self._ahead = None
 
   def __call__(
