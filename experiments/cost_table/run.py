@@ -3,8 +3,8 @@
 python -m experiments.cost_table.run --seeds=0,1,2 --out=experiments/cost_table
 
 Accuracies are those of experiments/method_table, whose records must be there (--table). Seconds of
-a step are taken here, the methods in turn. Curves over the data are runs of their own, but for the
-point that the method table is.
+a step are taken here, the methods in turn, behind the first seed's cold start. Curves over the data
+are runs of their own, but for the point that the method table is.
 """
 
 import os
@@ -33,9 +33,11 @@ SIGNALS = {
   "prm": "steps, through a process reward model, and right answers",
   "sgpo": "right answers of a strategy on all problems of a class",
 }
-WORKED = (250, 800, 2500, 8000)  # worked examples of the cold start
-FAMILIES = (16, 64, 256)  # families of 4 answered problems, again and again
+WORKED = "250,800,2500,8000"  # worked examples of the cold start
+FAMILIES = "16,64,256"  # families of 4 answered problems, again and again
 LEARNERS = ("grpo", "sgpo")  # whose curves are drawn behind each cold start
+SHOWN = ("out of distribution", "structure", "right plans", "transfer score")
+PANELS = ("accuracy out of distribution", "accuracy on the structure splits")
 OUT_OF_DISTRIBUTION = ("num", "lex", "distract", "len", "comp", "cls", "cross")
 
 
@@ -64,17 +66,17 @@ def curve_jobs(args, own: int) -> dict[str, list[runs.Job]]:
 
   `own`: the worked examples of the method table.
   """
-  jobs, cold = {}, [methods.cold(args, seed) for seed in args.seeds]
-  for size in [size for size in WORKED if size != own]:
+  jobs, cold = {}, [methods.cold(args, seed) for seed in args.curve_seeds]
+  for size in [size for size in args.worked if size != own]:
     worked = (f"--config.data.worked_examples={size}",)
-    starts = [methods.cold(args, seed, f"cold_w{size}", worked) for seed in args.seeds]
+    starts = [methods.cold(args, seed, f"cold_w{size}", worked) for seed in args.curve_seeds]
     jobs[f"cold_w{size}"] = starts
     for name in LEARNERS:
       stage, changes = methods.METHODS[name]
       jobs[f"{name}_w{size}"] = [
         methods.job(args, f"{name}_w{size}", stage, (*changes, *worked), start) for start in starts
       ]
-  for size in FAMILIES:
+  for size in args.families:
     for name in LEARNERS:
       stage, changes = methods.METHODS[name]
       few = (*changes, f"--config.data.families={size}")
@@ -108,48 +110,80 @@ def main_table(table: tables.Results, timed: dict[str, list[float]]) -> str:
   return tables.rows(head, body)
 
 
-def curve_table(found: tables.Results, title: str, names: list[str], sizes) -> str:
-  """Accuracy out of distribution against an amount of data."""
+def measured(records: list[dict], other: list[dict] | None = None) -> list[dict]:
+  """The means of SHOWN; with `other`, of paired differences to it."""
+  values = tables.correct(records, OUT_OF_DISTRIBUTION)
+  if other is not None:
+    values = values - tables.correct(other, OUT_OF_DISTRIBUTION)
+  return [tables.interval(values), *(tables.summary(records, head, other) for head in SHOWN[1:])]
+
+
+def curve_table(found: tables.Results, title: str, names: list[str], sizes: list[int]) -> str:
+  """What each amount of data gives."""
+  if not sizes:
+    return ""
   body = []
   for size in sizes:
-    points = [tables.correct(found[name.format(size)], OUT_OF_DISTRIBUTION) for name in names]
-    cells = [tables.cell(tables.interval(point)) for point in points]
-    body.append([f"{size:,}", *cells])
-  return tables.rows([title, *(n.split("_")[0] for n in names)], body)
+    row = lambda what, cells, size=size: [f"{size:,}", what, *map(tables.cell, cells)]
+    here = {name.split("_")[0]: found[name.format(size)] for name in names}
+    body += [row(name, measured(records)) for name, records in here.items()]
+    body.append(row("sgpo - grpo", measured(here["sgpo"], here["grpo"])))
+  return tables.rows([title, "method", *SHOWN], body)
 
 
-def picture(found: tables.Results, path: str) -> None:
-  """Both curves."""
+def picture(found: tables.Results, worked: list[int], families: list[int], path: str) -> None:
+  """The curves that have points: a column an axis of data, a row a measure."""
   colors = dict(cold=charts.BEFORE, grpo=charts.BANK, sgpo=charts.AFTER)
-  panels = (("worked examples", WORKED, ("cold", *LEARNERS), "{}_w{}"),
-            ("answered problems", FAMILIES, LEARNERS, "{}_f{}"))  # fmt: skip
+  curves = [("worked examples", worked, ("cold", *LEARNERS), "{}_w{}"),
+            ("answered problems", families, LEARNERS, "{}_f{}")]  # fmt: skip
+  curves = [curve for curve in curves if curve[1]]
   with matplotlib.rc_context(charts.STYLE | {"svg.fonttype": "path"}):
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axis, (title, sizes, names, key) in zip(
-      figure.subplots(1, 2, sharey=True), panels, strict=True
-    ):
-      for name in names:
-        i = [tables.interval(tables.correct(found[key.format(name, n)], OUT_OF_DISTRIBUTION))
-             for n in sizes]  # fmt: skip
-        x = np.array(sizes) * (4 if "answered" in title else 1)
-        axis.fill_between(x, [v["low"] for v in i], [v["high"] for v in i], alpha=0.15,
-                          color=colors[name], lw=0)  # fmt: skip
-        axis.plot(x, [v["mean"] for v in i], "o-", ms=4, color=colors[name], label=name)
-      axis.set_xscale("log")
-      axis.set_xticks(x, [f"{v:,}" for v in x])
-      axis.minorticks_off()
-      axis.set_xlabel(title)
-      axis.legend(frameon=False)
-      axis.set_title("mean accuracy out of distribution")
+    figure = Figure(figsize=(4.5 * len(curves), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(curves), sharex="col", sharey="row", squeeze=False)
+    for column, (title, sizes, names, key) in zip(axes.T, curves, strict=True):
+      x = np.array(sizes) * (4 if title == "answered problems" else 1)
+      for measure, axis in enumerate(column):
+        for name in names:
+          i = [measured(found[key.format(name, n)])[measure] for n in sizes]
+          axis.fill_between(x, [v["low"] for v in i], [v["high"] for v in i], alpha=0.15,
+                            color=colors[name], lw=0)  # fmt: skip
+          axis.plot(x, [v["mean"] for v in i], "o-", ms=4, color=colors[name], label=name)
+        axis.set_xscale("log")
+        axis.set_xticks(x, [f"{v:,}" for v in x])
+        axis.minorticks_off()
+        axis.set_title(PANELS[measure])
+      column[-1].set_xlabel(title)
+      column[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
+
+
+def report(args, table: tables.Results, found: tables.Results, timed: dict) -> str:
+  """By what it was made, the table, and both curves."""
+  listed = lambda name: f"--{name}={','.join(map(str, getattr(args, name)))}"
+  more = [listed(name) for name in ("curve_seeds", "worked", "families")]
+  worked = ["cold_w{}", *(f"{name}_w{{}}" for name in LEARNERS)]
+  pools = [f"{name}_f{{}}" for name in LEARNERS]
+  return "\n".join([
+    header(args, {**found, **table}, "cost_table", more), main_table(table, timed),
+    f"Curves, seeds {', '.join(map(str, args.curve_seeds))}:\n",
+    curve_table(found, "worked examples", worked, args.worked),
+    curve_table(found, "families of 4 answered problems", pools, args.families),
+  ])  # fmt: skip
 
 
 def main() -> int:
   """Command line."""
   flags = parser(__doc__.splitlines()[0], "runs/method_table")
   flags.add_argument("--table", default="", help="records of the method table; else of --runs")
-  flags.add_argument("--rounds", type=int, default=7)
+  flags.add_argument("--rounds", type=int, default=7, help="steps that are timed of each method")
+  numbers = lambda text: [int(number) for number in text.split(",") if number]
+  flags.add_argument("--worked", type=numbers, default=WORKED, help="points of the first curve")
+  flags.add_argument("--families", type=numbers, default=FAMILIES, help="of the second curve")
+  flags.add_argument("--curve_seeds", type=numbers, default="", help="some of --seeds; else all")
   args = settled(flags.parse_args())
+  args.curve_seeds = args.curve_seeds or args.seeds
+  if other := {*args.curve_seeds} - {*args.seeds}:
+    flags.error(f"--curve_seeds: {min(other)} is not of --seeds={','.join(map(str, args.seeds))}")
   allocator.keep_heap()
   store = runs.Records(args.table or os.path.join(args.runs, "records.jsonl"))
   cold = [methods.cold(args, seed) for seed in args.seeds]
@@ -172,15 +206,10 @@ def main() -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
   timed = seconds({name: jobs[0] for name, jobs in behind.items()}, args.rounds, start)
-  found |= {f"{name}_w{own}": table[name] for name in (methods.COLD, *LEARNERS)}
-  worked = ["cold_w{}", *(f"{name}_w{{}}" for name in LEARNERS)]
-  pools = [f"{name}_f{{}}" for name in LEARNERS]
-  text = "\n".join([
-    header(args, {**found, **table}, "cost_table"), main_table(table, timed),
-    curve_table(found, "worked examples", worked, WORKED),
-    curve_table(found, "families of 4 answered problems", pools, FAMILIES),
-  ])  # fmt: skip
-  return finish(args, table, text, lambda path: picture(found, path))
+  for name in (methods.COLD, *LEARNERS):
+    found[f"{name}_w{own}"] = [row for row in table[name] if row["seed"] in args.curve_seeds]
+  text = report(args, table, found, timed)
+  return finish(args, table, text, lambda path: picture(found, args.worked, args.families, path))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from experiments import runs, tables
@@ -76,13 +76,15 @@ def results(args: argparse.Namespace, known: dict, names: list[str]) -> tables.R
   return runs.results(jobs, args.out, args.runs, args.workers)
 
 
-def header(args: argparse.Namespace, found: tables.Results, module: str) -> str:
+def header(
+  args: argparse.Namespace, found: tables.Results, module: str, more: Iterable[str] = ()
+) -> str:
   """By what a table was made."""
   commits = sorted({r["git"] for records in found.values() for r in records})
   seconds = sum(r["seconds"] for records in found.values() for r in records)
   n = next(iter(found.values()))[0]["splits"]["id"]["n"]
   flags = [f"--preset={args.preset}", f"--seeds={','.join(map(str, args.seeds))}"]
-  flags += [f"--methods={args.methods}"] if args.methods else []
+  flags += [f"--methods={args.methods}", *more] if args.methods else more
   return (
     f"Made by `python -m experiments.{module}.run {' '.join(flags)}` on {args.config}, "
     f"from runs at {', '.join(commits)}: {len(args.seeds)} seeds, {n} problems a split, "
