@@ -3,6 +3,7 @@
 import numpy as np
 
 from experiments.bootstrap_bank import sampled
+from sgpo import config as config_lib
 from sgpo.types import Problem
 
 
@@ -15,7 +16,7 @@ def test_the_siblings_that_decide_are_not_those_that_judge():
     "q-q": np.array([row(1, 6, 8)]),  # 6 of 8: 0.46
     "q*q": np.array([row(1, 6, 8), row(1, 7, 7)]),  # 13 of 16: 0.61
   }
-  rows = sampled.judged(family, tried, admit=0.5, min_trials=8)
+  rows = sampled.judged(family, tried, config_lib.Data(), admit=0.5, min_trials=8)
   assert [r["status"] for r in rows] == ["active", "quarantined", "active"]
   assert [(r["successes"], r["trials"]) for r in rows] == [(8, 8), (6, 8), (13, 16)]
   assert [r["fresh"] for r in rows] == [[2, 8], [8, 8], [15, 16]]
@@ -23,5 +24,5 @@ def test_the_siblings_that_decide_are_not_those_that_judge():
   assert summary["kept"] == 2 and summary["kept, the class's plan"] == 1
   assert summary["kept, right on fresh siblings"] == [17, 24, 0.708]
   assert summary["others, right on fresh siblings"] == [8, 8, 1.0]
-  few = sampled.judged(family, tried, admit=0.5, min_trials=9)
+  few = sampled.judged(family, tried, config_lib.Data(), admit=0.5, min_trials=9)
   assert [r["status"] for r in few] == ["quarantined", "quarantined", "active"]

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from sgpo import allocator, bank_math, files, graders, loading
-from sgpo.data import classes
+from sgpo.config import Data
+from sgpo.data import strategies
 from sgpo.evaluation import sampling
 from sgpo.models import transformer
 from sgpo.types import Problem
@@ -44,13 +45,14 @@ def outcomes(
       tried = collections.defaultdict(list)
       for sample, right_J in zip(members[0], right_JG.T, strict=True):
         if sample.strategy:
-          tried[classes.normalize_plan(sample.strategy) or sample.strategy].append(right_J)
+          normal = strategies.normalize(sample.strategy, config.data)
+          tried[normal or sample.strategy].append(right_J)
       out.append({strategy: np.array(right) for strategy, right in tried.items()})
   return out
 
 
 def judged(
-  family: list[Problem], tried: dict[str, np.ndarray], admit: float, min_trials: int
+  family: list[Problem], tried: dict[str, np.ndarray], data: Data, admit: float, min_trials: int
 ) -> list[dict]:
   """A row a strategy of a family: its counts on the siblings that decide, and on the others."""
   rows = []
@@ -67,7 +69,7 @@ def judged(
         "trials": deciding.size,
         "status": "active" if kept else "quarantined",
         "fresh": [int(others.sum()), others.size],
-        "right plan": strategy == family[0].plan,
+        "right plan": strategy == strategies.render(family[0].plan, data),
       }
     )
   return rows
@@ -107,7 +109,7 @@ def main() -> int:
     filled = chunk + [chunk[-1]] * (BATCH - len(chunk))
     key = jax.random.fold_in(jax.random.key(0), start)
     for family, tried in zip(chunk, outcomes(loaded, filled, args.samples, key), strict=False):
-      rows += judged(family, tried, bank.admit, bank.min_trials)
+      rows += judged(family, tried, loaded.config.data, bank.admit, bank.min_trials)
   files.write_rows(args.out, [row for row in rows if row["status"] == "active"])
   print(json.dumps(summarize(rows)))
   return 0
