@@ -78,7 +78,9 @@ def summary(records: list[dict], head: str, other: list[dict] | None = None) -> 
 
 
 def cell(i: dict) -> str:
-  """0.81 [0.78, 0.85]."""
+  """0.81 [0.78, 0.85]; 0.81 where one number has no interval."""
+  if i["low"] == i["high"]:
+    return f"{i['mean']:.3f}"
   return f"{i['mean']:.3f} [{i['low']:.3f}, {i['high']:.3f}]"
 
 

@@ -36,8 +36,7 @@ SIGNALS = {
 WORKED = "250,800,2500,8000"  # worked examples of the cold start
 FAMILIES = "16,64,256"  # families of 4 answered problems, again and again
 LEARNERS = ("grpo", "sgpo")  # whose curves are drawn behind each cold start
-SHOWN = ("out of distribution", "structure", "right plans", "transfer score")
-PANELS = ("accuracy out of distribution", "accuracy on the structure splits")
+MEASURES = ("structure", "right plans", "transfer score")  # beside accuracy out of distribution
 OUT_OF_DISTRIBUTION = ("num", "lex", "distract", "len", "comp", "cls", "cross")
 
 
@@ -110,12 +109,13 @@ def main_table(table: tables.Results, timed: dict[str, list[float]]) -> str:
   return tables.rows(head, body)
 
 
-def measured(records: list[dict], other: list[dict] | None = None) -> list[dict]:
-  """The means of SHOWN; with `other`, of paired differences to it."""
+def measured(records: list[dict], other: list[dict] | None = None) -> dict[str, dict]:
+  """Means and intervals by what is measured; with `other`, of paired differences to it."""
   values = tables.correct(records, OUT_OF_DISTRIBUTION)
   if other is not None:
     values = values - tables.correct(other, OUT_OF_DISTRIBUTION)
-  return [tables.interval(values), *(tables.summary(records, head, other) for head in SHOWN[1:])]
+  more = {head: tables.summary(records, head, other) for head in MEASURES}
+  return {"out of distribution": tables.interval(values), **more}
 
 
 def curve_table(found: tables.Results, title: str, names: list[str], sizes: list[int]) -> str:
@@ -124,25 +124,27 @@ def curve_table(found: tables.Results, title: str, names: list[str], sizes: list
     return ""
   body = []
   for size in sizes:
-    row = lambda what, cells, size=size: [f"{size:,}", what, *map(tables.cell, cells)]
     here = {name.split("_")[0]: found[name.format(size)] for name in names}
-    body += [row(name, measured(records)) for name, records in here.items()]
-    body.append(row("sgpo - grpo", measured(here["sgpo"], here["grpo"])))
-  return tables.rows([title, "method", *SHOWN], body)
+    shown = {name: measured(records) for name, records in here.items()}
+    shown["sgpo - grpo"] = measured(here["sgpo"], here["grpo"])
+    body += [[f"{size:,}", name, *map(tables.cell, m.values())] for name, m in shown.items()]
+  return tables.rows([title, "method", "out of distribution", *MEASURES], body)
 
 
 def picture(found: tables.Results, worked: list[int], families: list[int], path: str) -> None:
   """The curves that have points: a column an axis of data, a row a measure."""
+  measures = {"out of distribution": "accuracy out of distribution",
+              "transfer score": "strategy transfer score"}  # fmt: skip
   colors = dict(cold=charts.BEFORE, grpo=charts.BANK, sgpo=charts.AFTER)
   curves = [("worked examples", worked, ("cold", *LEARNERS), "{}_w{}"),
             ("answered problems", families, LEARNERS, "{}_f{}")]  # fmt: skip
   curves = [curve for curve in curves if curve[1]]
   with matplotlib.rc_context(charts.STYLE | {"svg.fonttype": "path"}):
     figure = Figure(figsize=(4.5 * len(curves), 5.6), layout="constrained")
-    axes = figure.subplots(2, len(curves), sharex="col", sharey="row", squeeze=False)
+    axes = figure.subplots(len(measures), len(curves), sharex="col", sharey="row", squeeze=False)
     for column, (title, sizes, names, key) in zip(axes.T, curves, strict=True):
       x = np.array(sizes) * (4 if title == "answered problems" else 1)
-      for measure, axis in enumerate(column):
+      for (measure, words), axis in zip(measures.items(), column, strict=True):
         for name in names:
           i = [measured(found[key.format(name, n)])[measure] for n in sizes]
           axis.fill_between(x, [v["low"] for v in i], [v["high"] for v in i], alpha=0.15,
@@ -151,7 +153,7 @@ def picture(found: tables.Results, worked: list[int], families: list[int], path:
         axis.set_xscale("log")
         axis.set_xticks(x, [f"{v:,}" for v in x])
         axis.minorticks_off()
-        axis.set_title(PANELS[measure])
+        axis.set_title(words)
       column[-1].set_xlabel(title)
       column[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
