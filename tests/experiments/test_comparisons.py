@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import runs, tables
+from experiments.cost_table import run as cost_table
 from experiments.method_table import methods, verifiers
 from experiments.method_table.run import main as method_table
 
@@ -128,6 +129,36 @@ def test_methods_share_their_batch_and_name_their_cold_start():
     )
     assert config.sgpo.sources == 16 and config.eval.problems == 8
     assert config.sgpo.learning_rate == methods.RATES[stage]
+
+
+def test_curves_over_data_share_the_cold_start_and_pair_the_methods(tmp_path):
+  args = argparse.Namespace(
+    config="c.py", cold=(), options=(), curve_seeds=[1], worked=[800, 2500], families=[16]
+  )
+  jobs = cost_table.curve_jobs(args, 800)
+  assert list(jobs) == ["cold_w2500", "grpo_w2500", "sgpo_w2500", "grpo_f16", "sgpo_f16"]
+  (more,), (few,) = jobs["sgpo_w2500"], jobs["sgpo_f16"]
+  assert more.start == jobs["cold_w2500"][0] and few.start == methods.cold(args, 1)
+  assert "--config.data.worked_examples=2500" in {*more.options} & {*more.start.options}
+  assert {*few.options} - {*more.options} == {"--config.data.families=16"}
+  found = {f"{name}_w9": [make_record(name, 1, share)]
+           for name, share in (("cold", 0.1), ("grpo", 0.5), ("sgpo", 0.8))}  # fmt: skip
+  names = ["cold_w{}", "grpo_w{}", "sgpo_w{}"]
+  *_, last = cost_table.curve_table(found, "worked examples", names, [9]).strip().split("\n")
+  assert last.startswith("| 9 | sgpo - grpo | 0.300 [")
+  assert last.endswith("| 0.000 | 0.000 |")  # one run's plans and transfer score: no interval
+  cost_table.picture(found, [9], [], str(tmp_path / "curves.svg"))
+  assert "svg" in (tmp_path / "curves.svg").read_text()[:200]
+
+
+def test_a_start_whose_folder_is_gone_is_made_again(tmp_path, monkeypatch):
+  job, launched = runs.Job("cold", 3, "sft", "c.py"), []
+  monkeypatch.setattr(runs, "_launch", lambda job, folder, core: launched.append(job))
+  folder = runs.made(job, str(tmp_path))
+  assert launched == [job] and folder == str(tmp_path / "seed3" / "cold")
+  (tmp_path / "seed3" / "cold").mkdir(parents=True)
+  (tmp_path / "seed3" / "cold" / "DONE").touch()
+  assert runs.made(job, str(tmp_path)) == folder and launched == [job]
 
 
 def test_choosing_among_samples():
