@@ -149,16 +149,19 @@ def _launch(job: Job, folder: str, core: int | None) -> dict:
   return record(job, workdir)
 
 
+def _done(job: Job, folder: str) -> bool:
+  return os.path.exists(os.path.join(_folder(job, folder), "DONE"))
+
+
 def made(job: Job, folder: str) -> str:
   """The folder of a run, made again where it is gone, whether it has a record or not.
 
   Raises:
     RuntimeError: it failed.
   """
-  workdir = _folder(job, folder)
-  if not os.path.exists(os.path.join(workdir, "DONE")):
+  if not _done(job, folder):
     _launch(job, folder, None)
-  return workdir
+  return _folder(job, folder)
 
 
 def _missing(jobs: Sequence[Job], records: Records, folder: str) -> list[list[Job]]:
@@ -168,9 +171,8 @@ def _missing(jobs: Sequence[Job], records: Records, folder: str) -> list[list[Jo
   """
   wanted = [job for job in jobs if records.find(job) is None]
   needed = {job.start for job in wanted if job.start}
-  done = lambda job: os.path.exists(os.path.join(_folder(job, folder), "DONE"))
   first = [job for job in dict.fromkeys([*wanted, *needed]) if not job.start]
-  first = [job for job in first if records.find(job) is None or not done(job)]
+  first = [job for job in first if records.find(job) is None or not _done(job, folder)]
   return [first, [job for job in wanted if job.start]]
 
 

@@ -65,14 +65,19 @@ def _over_seeds(values_R: np.ndarray) -> dict:
   return statistics.stratified_iqm(values_R[:, None])
 
 
+def over(records: list[dict], splits: tuple[str, ...], other: list[dict] | None = None) -> dict:
+  """Mean and interval of accuracy over some splits; with `other`, of paired differences to it."""
+  values = correct(records, splits)
+  return interval(values if other is None else values - correct(other, splits))
+
+
 def summary(records: list[dict], head: str, other: list[dict] | None = None) -> dict:
   """Mean and interval of one of HEADS; with `other`, of paired differences to it.
 
   Paired are runs of the same seed, and within them the same problems.
   """
   if head in COLUMNS:
-    values = correct(records, COLUMNS[head])
-    return interval(values if other is None else values - correct(other, COLUMNS[head]))
+    return over(records, COLUMNS[head], other)
   values = single(records, head)
   return _over_seeds(values if other is None else values - single(other, head))
 

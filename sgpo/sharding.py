@@ -87,6 +87,11 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
   return jax.tree.map(lambda _: NamedSharding(mesh, P("data")), batch)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device: what each process reads."""
+  return NamedSharding(mesh, P())
+
+
 def put_batch(mesh: Mesh, batch: Any) -> Any:
   """Host arrays, this process's shard, to the mesh."""
   return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(mesh, batch), batch)

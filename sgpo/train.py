@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from sgpo import bank as bank_lib
 from sgpo import (
@@ -99,8 +97,8 @@ def on_signal(handler) -> Iterator[None]:
 
   Not in one of several processes, which may not stop alone: there jax listens for SIGTERM.
   """
-  caught = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-  old = {number: signal.signal(number, handler) for number in caught}
+  numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
+  old = {number: signal.signal(number, handler) for number in numbers}
   try:
     yield
   finally:
@@ -158,16 +156,16 @@ def run_stage(
   """Runs one stage from a position to its end. Raises Interrupted after saving."""
   config, stage = run.config, position.stage
   method = loading.stage_method(run, stage)
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  everywhere = NamedSharding(run.mesh, P())  # metrics: each process reads them
+  # of the state, and of metrics, which each process reads
+  shardings = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(run.mesh))
   cleanup = contextlib.ExitStack()
   grader = None
   if method.collect:
     grader = cleanup.enter_context(graders.opened(config.reward.grader))
   if grader:
-    step_fn = HostGradedStep(method, grader, run.tokenizer, (shardings, everywhere))
+    step_fn = HostGradedStep(method, grader, run.tokenizer, shardings)
   else:
-    step_fn = jax.jit(method.step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    step_fn = jax.jit(method.step, donate_argnums=0, out_shardings=shardings)
   batches = method.batches(config.seed)
   if position.data is not None:
     batches.set_state(position.data)
@@ -219,15 +217,15 @@ def finish_stage(run: loading.Run, state: TrainState, stage: int, global_step: i
   if os.path.exists(path):
     return
   result, rows = evaluation.evaluate(run.config, state, run.dataset, run.tokenizer)
-  bank, examples = None, {}
-  if isinstance(state.bank, bank_lib.Bank):
-    bank = sharding.to_host(state.bank)
-    examples = evaluation.bank_examples(run.config, state, bank, run.dataset, run.tokenizer)
+  has_bank, examples = isinstance(state.bank, bank_lib.Bank), {}
+  if has_bank:
+    state = state.replace(bank=sharding.to_host(state.bank))
+    examples = evaluation.bank_examples(run.config, state, run.dataset, run.tokenizer)
   if jax.process_index():  # all processes evaluate, the first one writes
     return
-  if bank:
+  if has_bank:
     bank_io.export_jsonl(
-      bank,
+      state.bank,
       os.path.join(run.workdir, "bank", f"{name}.jsonl"),
       run.tokenizer.pretty_plan,
       run.dataset.domains,

@@ -65,23 +65,21 @@ def curve_jobs(args, own: int) -> dict[str, list[runs.Job]]:
 
   `own`: the worked examples of the method table.
   """
+
+  def behind(starts, suffix, option):
+    changed = {}
+    for name in LEARNERS:
+      stage, changes = methods.METHODS[name]
+      changed[f"{name}_{suffix}"] = (stage, (*changes, option))
+    return methods.jobs(args, changed, starts)
+
   jobs, cold = {}, [methods.cold(args, seed) for seed in args.curve_seeds]
   for size in [size for size in args.worked if size != own]:
-    worked = (f"--config.data.worked_examples={size}",)
-    starts = [methods.cold(args, seed, f"cold_w{size}", worked) for seed in args.curve_seeds]
-    jobs[f"cold_w{size}"] = starts
-    for name in LEARNERS:
-      stage, changes = methods.METHODS[name]
-      jobs[f"{name}_w{size}"] = [
-        methods.job(args, f"{name}_w{size}", stage, (*changes, *worked), start) for start in starts
-      ]
+    worked = f"--config.data.worked_examples={size}"
+    starts = [methods.cold(args, seed, f"cold_w{size}", (worked,)) for seed in args.curve_seeds]
+    jobs |= {f"cold_w{size}": starts} | behind(starts, f"w{size}", worked)
   for size in args.families:
-    for name in LEARNERS:
-      stage, changes = methods.METHODS[name]
-      few = (*changes, f"--config.data.families={size}")
-      jobs[f"{name}_f{size}"] = [
-        methods.job(args, f"{name}_f{size}", stage, few, start) for start in cold
-      ]
+    jobs |= behind(cold, f"f{size}", f"--config.data.families={size}")
   return jobs
 
 
@@ -99,7 +97,7 @@ def main_table(table: tables.Results, timed: dict[str, list[float]]) -> str:
     ratios = [a / b for a, b in zip(timed[name], timed["grpo"], strict=True)]
     flops = np.mean([per_step(r) for r in records]) / np.mean([per_step(r) for r in table["grpo"]])
     total = [sum(r["cost"]["flops"] for r in found) for found in (records, table["grpo"])]
-    ood = tables.cell(tables.interval(tables.correct(records, OUT_OF_DISTRIBUTION)))
+    ood = tables.cell(tables.over(records, OUT_OF_DISTRIBUTION))
     body.append([
       name, SIGNALS[name], ood, f"{statistics.median(ratios):.2f}", f"{flops:.2f}",
       f"{total[0] / total[1]:.2f}", f"{tables.mean(records, lambda r: r['cost']['answers']):,.0f}",
@@ -111,11 +109,8 @@ def main_table(table: tables.Results, timed: dict[str, list[float]]) -> str:
 
 def measured(records: list[dict], other: list[dict] | None = None) -> dict[str, dict]:
   """Means and intervals by what is measured; with `other`, of paired differences to it."""
-  values = tables.correct(records, OUT_OF_DISTRIBUTION)
-  if other is not None:
-    values = values - tables.correct(other, OUT_OF_DISTRIBUTION)
   more = {head: tables.summary(records, head, other) for head in MEASURES}
-  return {"out of distribution": tables.interval(values), **more}
+  return {"out of distribution": tables.over(records, OUT_OF_DISTRIBUTION, other), **more}
 
 
 def curve_table(found: tables.Results, title: str, names: list[str], sizes: list[int]) -> str:
@@ -144,9 +139,10 @@ def picture(found: tables.Results, worked: list[int], families: list[int], path:
     axes = figure.subplots(len(measures), len(curves), sharex="col", sharey="row", squeeze=False)
     for column, (title, sizes, names, key) in zip(axes.T, curves, strict=True):
       x = np.array(sizes) * (4 if title == "answered problems" else 1)
+      points = {name: [measured(found[key.format(name, n)]) for n in sizes] for name in names}
       for (measure, words), axis in zip(measures.items(), column, strict=True):
         for name in names:
-          i = [measured(found[key.format(name, n)])[measure] for n in sizes]
+          i = [point[measure] for point in points[name]]
           axis.fill_between(x, [v["low"] for v in i], [v["high"] for v in i], alpha=0.15,
                             color=colors[name], lw=0)  # fmt: skip
           axis.plot(x, [v["mean"] for v in i], "o-", ms=4, color=colors[name], label=name)
@@ -184,6 +180,8 @@ def main() -> int:
   flags.add_argument("--curve_seeds", type=numbers, default="", help="some of --seeds; else all")
   args = settled(flags.parse_args())
   args.curve_seeds = args.curve_seeds or args.seeds
+  if not (args.worked or args.families):
+    flags.error("--worked= and --families= leave no curve; give one of them sizes")
   if other := {*args.curve_seeds} - {*args.seeds}:
     flags.error(f"--curve_seeds: {min(other)} is not of --seeds={','.join(map(str, args.seeds))}")
   allocator.keep_heap()

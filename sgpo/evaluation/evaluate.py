@@ -85,17 +85,13 @@ def failed_rows(
   return rows
 
 
-def bank_examples(
-  config: config_lib.Config, state, bank: bank_lib.Bank, dataset, tokenizer
-) -> dict[int, dict]:
+def bank_examples(config: config_lib.Config, state, dataset, tokenizer) -> dict[int, dict]:
   """For each living entry of the bank the nearest training problem, and an execution on it.
 
   Problems of the entry's own class come first. Returns {row: {"problem", "example"}}.
-
-  Args:
-    bank: that of the state, on the host.
   """
   solver = Solver(config, state, tokenizer)
+  bank = sharding.to_host(state.bank)
   problems = [dataset.family("train", i, 1)[0] for i in range(2 * config.eval.batch)]
   problems = pipeline.fitting(problems, tokenizer, solver.room)
   embed = jax.jit(partial(policy.embed, solver.lm))
