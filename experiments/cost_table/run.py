@@ -7,6 +7,7 @@ a step are taken here, the methods in turn, behind the first seed's cold start. 
 are runs of their own, but for the point that the method table is.
 """
 
+import argparse
 import os
 import statistics
 import sys
@@ -66,20 +67,19 @@ def curve_jobs(args, own: int) -> dict[str, list[runs.Job]]:
   `own`: the worked examples of the method table.
   """
 
-  def behind(starts, suffix, option):
-    changed = {}
-    for name in LEARNERS:
-      stage, changes = methods.METHODS[name]
-      changed[f"{name}_{suffix}"] = (stage, (*changes, option))
-    return methods.jobs(args, changed, starts)
-
+  learners = {name: methods.METHODS[name] for name in LEARNERS}
   jobs, cold = {}, [methods.cold(args, seed) for seed in args.curve_seeds]
   for size in [size for size in args.worked if size != own]:
-    worked = f"--config.data.worked_examples={size}"
-    starts = [methods.cold(args, seed, f"cold_w{size}", (worked,)) for seed in args.curve_seeds]
-    jobs |= {f"cold_w{size}": starts} | behind(starts, f"w{size}", worked)
+    here = argparse.Namespace(**vars(args) | {"examples": size})
+    starts = [methods.cold(here, seed) for seed in args.curve_seeds]
+    jobs |= {f"cold_w{size}": starts}
+    jobs |= {f"{name}_w{size}": row for name, row in methods.jobs(here, learners, starts).items()}
   for size in args.families:
-    jobs |= behind(cold, f"f{size}", f"--config.data.families={size}")
+    option = f"--config.data.families={size}"
+    pools = {
+      f"{n}_f{size}": (stage, (*changes, option)) for n, (stage, changes) in learners.items()
+    }
+    jobs |= methods.jobs(args, pools, cold)
   return jobs
 
 

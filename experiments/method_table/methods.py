@@ -32,18 +32,27 @@ METHODS = {  # name: (stage, what it changes)
 BASELINES = ("sft", "rft", "grpo", "rlhf", "prm")
 
 
+def _examples(args) -> tuple[str, tuple[str, ...]]:
+  """What `--examples` adds to the name and to the options of a run: nothing where it is 0."""
+  if not args.examples:
+    return "", ()
+  return f"_w{args.examples}", (f"--config.data.worked_examples={args.examples}",)
+
+
 def cold(args, seed: int, name: str = COLD, changes: tuple[str, ...] = ()) -> Job:
   """The cold start of a seed, from which methods go on."""
-  return Job(name, seed, "sft", args.config, (*DATA, *args.cold, *changes))
+  suffix, examples = _examples(args)
+  return Job(name + suffix, seed, "sft", args.config, (*DATA, *args.cold, *changes, *examples))
 
 
 def job(
   args, name: str, stage: str, changes: tuple[str, ...], start: Job, rate: float | None = None
 ) -> Job:
   """A run of a method: what all share, then what it changes. `rate`: that of RATES unless given."""
+  suffix, examples = _examples(args)
   learning = f"--config.sgpo.learning_rate={rate or RATES[stage]:g}"
-  options = (*DATA, *args.options, *COMMON, learning, *changes)
-  return Job(name, start.seed, stage, args.config, options, start)
+  options = (*DATA, *args.options, *COMMON, learning, *changes, *examples)
+  return Job(name + suffix, start.seed, stage, args.config, options, start)
 
 
 def jobs(args, known: dict[str, tuple], starts: list[Job]) -> dict[str, list[Job]]:

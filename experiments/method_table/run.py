@@ -40,6 +40,9 @@ def parser(description: str, runs_folder: str) -> argparse.ArgumentParser:
   flags.add_argument("--seeds", default="", help="by commas; those of the preset unless given")
   flags.add_argument("--methods", default="", help="names by commas; all unless given")
   flags.add_argument("--config", default="configs/word_problems.py")
+  flags.add_argument(
+    "--examples", type=int, default=0, help="worked; those of --config unless given"
+  )
   flags.add_argument("--runs", default=runs_folder, help="folder of the runs")
   flags.add_argument("--workers", type=int, default=2, help="runs at a time, a core each")
   flags.add_argument("--out", default="", help="folder of records and results; else that of runs")
@@ -84,7 +87,9 @@ def header(
   seconds = sum(r["seconds"] for records in found.values() for r in records)
   n = next(iter(found.values()))[0]["splits"]["id"]["n"]
   flags = [f"--preset={args.preset}", f"--seeds={','.join(map(str, args.seeds))}"]
-  flags += [f"--methods={args.methods}", *more] if args.methods else more
+  flags += [f"--methods={args.methods}"] if args.methods else []
+  flags += [f"--examples={args.examples}"] if args.examples else []
+  flags += more
   return (
     f"Made by `python -m experiments.{module}.run {' '.join(flags)}` on {args.config}, "
     f"from runs at {', '.join(commits)}: {len(args.seeds)} seeds, {n} problems a split, "

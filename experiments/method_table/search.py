@@ -40,6 +40,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES))
   parser.add_argument("--config", default="configs/word_problems.py")
+  parser.add_argument("--examples", type=int, default=0, help="as of the table")
   parser.add_argument("--runs", default="runs/method_table")
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--out", default="runs/method_table_search", help="folder of records")

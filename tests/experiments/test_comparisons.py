@@ -119,7 +119,7 @@ def test_no_table_where_a_control_does_not_fail():
 
 def test_methods_share_their_batch_and_name_their_cold_start():
   args = argparse.Namespace(
-    config="configs/word_problems.py", cold=(), options=("--config.eval.problems=8",)
+    config="configs/word_problems.py", cold=(), options=("--config.eval.problems=8",), examples=0
   )
   for name, (stage, changes) in methods.METHODS.items():
     job = methods.job(args, name, stage, changes, methods.cold(args, 2))
@@ -129,11 +129,22 @@ def test_methods_share_their_batch_and_name_their_cold_start():
     )
     assert config.sgpo.sources == 16 and config.eval.problems == 8
     assert config.sgpo.learning_rate == methods.RATES[stage]
+  more = methods.job(args, "grpo", "grpo", (), methods.cold(args, 2))
+  args.examples = 2500
+  (job,) = methods.jobs(args, {"grpo": ("grpo", ())}, [methods.cold(args, 2)])["grpo"]
+  assert (job.name, job.start.name) == ("grpo_w2500", "cold_w2500")
+  assert {*job.options} - {*more.options} == {"--config.data.worked_examples=2500"}
 
 
 def test_curves_over_data_share_the_cold_start_and_pair_the_methods(tmp_path):
   args = argparse.Namespace(
-    config="c.py", cold=(), options=(), curve_seeds=[1], worked=[800, 2500], families=[16]
+    config="c.py",
+    cold=(),
+    options=(),
+    examples=0,
+    curve_seeds=[1],
+    worked=[800, 2500],
+    families=[16],
   )
   jobs = cost_table.curve_jobs(args, 800)
   assert list(jobs) == ["cold_w2500", "grpo_w2500", "sgpo_w2500", "grpo_f16", "sgpo_f16"]
