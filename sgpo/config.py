@@ -10,10 +10,10 @@ from typing import Any
 import ml_collections
 
 from sgpo.config_check import (  # noqa: F401 - handed on: others know `sgpo.config` alone
-  BATCHES,
   GRADERS,
   ROPE_SCALINGS,
   STRATEGIES,
+  batches,
   check,
   get,
   suggest,
@@ -132,7 +132,7 @@ class Sgpo:
   eps: float = 1e-5
   clip: float = 1.0  # global norm
   epochs: int = 1  # updates per rollout
-  microbatches: int = 1  # pieces of a batch whose gradients are summed, one after another
+  microbatches: int = 1  # pieces of sources, or where there are more, of their families' problems
   clip_low: float = 0.2  # PPO: ratio >= 1 - clip_low
   clip_high: float = 0.2  # PPO: ratio <= 1 + clip_high
   divide_by_std: bool = False  # of the group, in the advantages

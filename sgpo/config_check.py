@@ -36,7 +36,6 @@ UNREAD = (  # key, its value that means nothing is asked, stages that do not rea
 GRADERS = ("digits", "numeric", "math")
 STRATEGIES = ("plan", "sentence", "code")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
-BATCHES = (("sft.batch", "sft.microbatches"), ("sgpo.sources", "sgpo.microbatches"))  # and pieces
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -50,6 +49,20 @@ def get(config: Any, path: str) -> Any:
   for name in path.split("."):
     config = getattr(config, name)
   return config
+
+
+def batches(config: Any) -> list[tuple[str, int, str, int]]:
+  """What is cut into microbatches: (keys, their rows, key of the pieces, pieces).
+
+  More pieces than sources are pieces of the families' problems.
+  """
+  sft, sgpo = config.sft, config.sgpo
+  pieces, families = "sgpo.microbatches", ("sgpo.sources", sgpo.sources)
+  out = [("sft.batch", sft.batch, "sft.microbatches", sft.microbatches)]
+  if sgpo.microbatches <= sgpo.sources:
+    return [*out, (*families, pieces, sgpo.microbatches)]
+  problems = ("sgpo.sources * (1 + sgpo.siblings)", sgpo.sources * (1 + sgpo.siblings))
+  return [*out, (*families, pieces, 1), (*problems, pieces, sgpo.microbatches)]
 
 
 def check(config: Any) -> None:
@@ -90,12 +103,9 @@ def check(config: Any) -> None:
     )
   if len(config.mesh) != 2:
     raise ValueError(f"config.mesh = {config.mesh} must have two entries, (data, model)")
-  for name, pieces in BATCHES:
-    if get(config, name) % get(config, pieces):
-      raise ValueError(
-        f"config.{name} = {get(config, name)} is not divisible by "
-        f"config.{pieces} = {get(config, pieces)}"
-      )
+  for names, size, key, pieces in batches(config):
+    if size % pieces:
+      raise ValueError(f"config.{names} = {size} is not divisible by config.{key} = {pieces}")
   if not config.stages:
     raise ValueError("config.stages = () runs nothing; name at least one method")
   if 0 < config.bank.capacity < config.bank.retrieved:

@@ -10,7 +10,7 @@ from flax import struct
 from sgpo import losses, policy, updates
 from sgpo.config import Config
 from sgpo.models.transformer import LM
-from sgpo.types import Families, Symbols, TrainState, within
+from sgpo.types import Families, Symbols, TrainState, flatten, within
 
 
 @struct.dataclass
@@ -23,6 +23,30 @@ class Piece:
   advantage_PGJ: jax.Array  # of executions; [P, G, J, E] where tokens differ
   reference: policy.Scores | None  # of the reference parameters, where there is a KL term
   taught: policy.Taught | None = None  # strategies to imitate
+  source_P: jax.Array | None = None  # bool, whose strategies carry loss; all unless given
+
+
+def by_problem(piece: Piece) -> Piece:
+  """The same with a family for each problem. Siblings read their source's strategies, no more."""
+  P, J = piece.families.length_PJ.shape
+  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
+  spread = lambda x: x.repeat(J, axis=0)
+  reference = piece.reference and policy.Scores(
+    spread(piece.reference.strategy_logp), alone(piece.reference.execution_logp),
+    spread(piece.reference.strategy_entropy), alone(piece.reference.execution_entropy),
+  )  # fmt: skip
+  return Piece(
+    families=flatten(piece.families),
+    rollout=policy.Rollout(
+      strategy=jax.tree.map(spread, piece.rollout.strategy),
+      execution=jax.tree.map(alone, piece.rollout.execution),
+    ),
+    advantage_PG=spread(piece.advantage_PG),
+    advantage_PGJ=alone(piece.advantage_PGJ.swapaxes(1, 2)).swapaxes(1, 2),
+    reference=reference,
+    taught=jax.tree.map(alone, piece.taught),
+    source_P=jnp.arange(P * J) % J == 0,
+  )
 
 
 def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
@@ -49,6 +73,8 @@ def policy_loss(
   )  # fmt: skip
   strategy, execution = rollout.strategy, rollout.execution
   (mask_s, mask_e), (count_s, count_e, *count_t) = loss_masks(rollout), counts
+  if piece.source_P is not None:
+    mask_s &= piece.source_P[:, None, None]
   clip = dict(clip_low=c.clip_low, clip_high=c.clip_high)
   strategy_loss, strategy_clip = losses.clipped_policy_gradient(
     scores.strategy_logp, strategy.logp_BL, piece.advantage_PG, mask_s, **clip, count=count_s
@@ -86,15 +112,21 @@ def improve(
   state: TrainState, whole: Piece, *, lm: LM, optimizer: optax.GradientTransformation,
   config: Config, symbols: Symbols,
 ) -> tuple[TrainState, dict]:  # fmt: skip
-  """`epochs` clipped policy-gradient updates on one rollout. Returns (state, metrics)."""
+  """`epochs` clipped policy-gradient updates on one rollout. Returns (state, metrics).
+
+  More pieces than families are pieces of their problems.
+  """
   counts = tuple(mask.sum() for mask in loss_masks(whole.rollout))
   if whole.taught is not None:
     counts += (whole.taught.length.sum(),)
+  pieces = config.sgpo.microbatches
+  if pieces > whole.advantage_PG.shape[0]:
+    whole = by_problem(whole)
   loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
   loss_fn = updates.on_policy(loss_fn, state, config)
 
   def epoch(state, _):
-    grads, metrics = updates.gradients(loss_fn, state.params, whole, config.sgpo.microbatches)
+    grads, metrics = updates.gradients(loss_fn, state.params, whole, pieces)
     state, more = updates.apply_gradients(state, grads, optimizer)
     return state, metrics | more
 

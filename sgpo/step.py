@@ -16,7 +16,7 @@ from sgpo import bank as bank_lib
 from sgpo import cost, losses, objective, policy, rewards, updates
 from sgpo.config import Config
 from sgpo.models.transformer import LM
-from sgpo.types import Families, Symbols, TrainState
+from sgpo.types import Families, Symbols, TrainState, flatten
 
 
 @struct.dataclass
@@ -40,19 +40,6 @@ class Collected:
   families: Families  # with the hints in the sources' prompts
   retrieval: Retrieval
   rollout: policy.Rollout
-
-
-def flatten(families: Families) -> Families:
-  """P families of J problems as P * J families of one problem."""
-  P, J = families.length_PJ.shape
-  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
-  repeat = lambda x: x.repeat(J, axis=0)
-  return Families(
-    prompt_PJT=alone(families.prompt_PJT), length_PJ=alone(families.length_PJ),
-    answer_PJ=alone(families.answer_PJ), numbers_PJM=alone(families.numbers_PJM),
-    domain_P=repeat(families.domain_P), source_P=repeat(families.source_P),
-    gold_PJU=None if families.gold_PJU is None else alone(families.gold_PJU),
-  )  # fmt: skip
 
 
 def retrieve(

@@ -56,11 +56,10 @@ def check(config: config_lib.Config) -> None:
       "that hold the bank"
     )
   data = mesh.shape["data"]
-  for name, pieces in config_lib.BATCHES:
-    size, pieces = config_lib.get(config, name), config_lib.get(config, pieces)
+  for names, size, _, pieces in config_lib.batches(config):
     if size % (data * pieces):
       raise ValueError(
-        f"config.{name} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
+        f"config.{names} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
         f"by the mesh's data axis of {data} devices"
       )
 

@@ -80,6 +80,19 @@ class Families:
   gold_PJU: jax.Array | None = None  # uint8, answers as UTF-8 text, where the host grades; 0 behind
 
 
+def flatten(families: Families) -> Families:
+  """P families of J problems as P * J families of one problem."""
+  P, J = families.length_PJ.shape
+  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
+  repeat = lambda x: x.repeat(J, axis=0)
+  return Families(
+    prompt_PJT=alone(families.prompt_PJT), length_PJ=alone(families.length_PJ),
+    answer_PJ=alone(families.answer_PJ), numbers_PJM=alone(families.numbers_PJM),
+    domain_P=repeat(families.domain_P), source_P=repeat(families.source_P),
+    gold_PJU=None if families.gold_PJU is None else alone(families.gold_PJU),
+  )  # fmt: skip
+
+
 @struct.dataclass
 class Examples:
   """A batch of worked examples for supervised training."""

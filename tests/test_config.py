@@ -36,6 +36,12 @@ def test_default_round_trips():
     ("room.prompt", 0, "config.room.prompt = 0 must be positive"),
     ("bank.dropout", 1.5, "must lie in"),
     ("sgpo.strategies", 1, "at least 2"),
+    ("sgpo.microbatches", 12, "config.sgpo.sources = 32 is not divisible by"),
+    (
+      "sgpo.microbatches",
+      48,
+      "config.sgpo.sources * (1 + sgpo.siblings) = 128 is not divisible by",
+    ),
     ("model.kv_heads", 3, "multiple of config.model.kv_heads = 3"),
     ("model.head_dim", 7, "must be even"),
     ("model.dtype", "float16", "must be 'float32' or 'bfloat16'"),

@@ -12,7 +12,7 @@ import pytest
 
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import objective, policy, rewards, sharding, step, updates
+from sgpo import objective, policy, rewards, sharding, step, types, updates
 from sgpo.bank_math import lower_bound
 from sgpo.models import transformer
 from sgpo.types import NO_NUMBER, Families, Segment, TrainState, within
@@ -281,17 +281,18 @@ def test_epochs_and_kl_run_and_move(config, symbols):
 
 def test_pieces_add_up_to_the_whole(config, symbols):
   optimizer = optax.sgd(0.1)
-  config = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, kl=0.1))
+  config = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, kl=0.1, share=1.0))
   results = []
-  for pieces in (1, 2):
+  for pieces in (1, 2, 6):  # 6 of 12 problems, the others of families
     c = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, microbatches=pieces))
     run = jax.jit(bind(c, symbols, optimizer))
     results.append(run(make_state(c, optimizer, symbols), make_families(), jax.random.key(3)))
-  (one, metrics_one), (two, metrics_two) = results
-  for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
-  for name, value in scalars(metrics_one).items():
-    assert scalars(metrics_two)[name] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), name
+  one, metrics_one = results[0]
+  for other, metrics in results[1:]:
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
+    for name, value in scalars(metrics_one).items():
+      assert scalars(metrics)[name] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), name
 
 
 def test_without_bank_and_siblings_it_is_a_group_baseline(config, symbols):
@@ -359,7 +360,7 @@ def test_a_family_learns_its_best_strategy(config, symbols, pooled):
       jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), rollout.strategy),
       jax.tree.map(alone, rollout.execution),
     )
-    families = step.flatten(families)
+    families = types.flatten(families)
   lm = transformer.make_lm(config.model, V)
   params = talkative_params(config, symbols)
   r = rewarded(config, families, rollout, symbols)

@@ -141,6 +141,10 @@ def test_no_permission_is_said(tmp_path):
       {"mesh": (4, 2), "sft": dataclasses.replace(CONFIG.sft, microbatches=2)},
       "sft.batch = 4, in 2 microbatches of 2, is not divisible by .* axis of 4",
     ),
+    (
+      {"mesh": (4, 2), "sgpo": dataclasses.replace(CONFIG.sgpo, microbatches=4)},
+      "sgpo.sources = 2, in 1 microbatches of 2, is not divisible by .* axis of 4",
+    ),
     ({"data": config_lib.Data(name="gsm8k", path="nowhere")}, "nowhere"),
     ({"data": config_lib.Data(name="word_problem")}, 'Did you mean "word_problems"'),
   ],

@@ -50,7 +50,7 @@ def config(w: Workload, siblings: int) -> config_lib.Config:
     sampling=config_lib.Sampling(calculator=False),
     sgpo=config_lib.Sgpo(
       sources=sources, siblings=siblings, strategies=w.samples, divide_by_std=not siblings,
-      microbatches=w.microbatches or max(1, sources // 2),
+      microbatches=w.microbatches or max(1, w.prompts // 2),
     ),
     reward=config_lib.Reward() if siblings else config_lib.Reward(faithfulness=0.0),
     bank=config_lib.BankConfig() if siblings else config_lib.BankConfig(capacity=0),

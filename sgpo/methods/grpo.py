@@ -17,7 +17,7 @@ from sgpo import step as step_lib
 from sgpo.config import Config, Reward
 from sgpo.data import pipeline
 from sgpo.methods import Method, sgpo
-from sgpo.types import Families
+from sgpo.types import Families, flatten
 
 OUTCOME = Reward(own=1.0, transfer=0.0, form=0.0, leak=0.0, agreement=0.0, faithfulness=0.0)
 
@@ -44,7 +44,7 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
   inner = sgpo.make(outcome_only(config), dataset, tokenizer, mesh)
 
   def collect(state, families: Families, key: jax.Array):
-    return inner.collect(state, step_lib.flatten(families), key)
+    return inner.collect(state, flatten(families), key)
 
   return inner._replace(
     collect=collect,

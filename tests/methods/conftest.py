@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sgpo import policy, step
+from sgpo import policy, types
 from sgpo.methods import grpo
 from tests.test_step import CORRECT, K, P, config, fake_rollout, make_families  # noqa: F401
 
@@ -21,4 +21,4 @@ def flat(config, symbols):  # noqa: F811
     strategy=jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), rollout.strategy),
     execution=jax.tree.map(alone, rollout.execution),
   )
-  return grpo.outcome_only(config), step.flatten(families), rollout
+  return grpo.outcome_only(config), types.flatten(families), rollout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import objective, policy, rewards, step
+from sgpo import objective, policy, rewards, step, types
 from sgpo.data import make_dataset
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.methods import grpo, rft, sft
@@ -21,7 +21,7 @@ J = 1 + K
 
 def test_families_become_problems_alone():
   families = make_families()
-  flat = step.flatten(families)
+  flat = types.flatten(families)
   assert flat.prompt_PJT.shape == (P * J, 1, families.prompt_PJT.shape[-1])
   for p in range(P):
     for j in range(J):
@@ -29,7 +29,7 @@ def test_families_become_problems_alone():
       assert flat.answer_PJ[p * J + j, 0] == families.answer_PJ[p, j]
       assert flat.domain_P[p * J + j] == families.domain_P[p]
   golds = families.replace(gold_PJU=jnp.arange(P * J * 4, dtype=jnp.uint8).reshape(P, J, 4))
-  np.testing.assert_array_equal(step.flatten(golds).gold_PJU[:, 0], golds.gold_PJU.reshape(-1, 4))
+  np.testing.assert_array_equal(types.flatten(golds).gold_PJU[:, 0], golds.gold_PJU.reshape(-1, 4))
 
 
 def test_grpo_pays_the_outcome_to_the_whole_trajectory(flat, symbols):
