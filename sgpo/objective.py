@@ -31,10 +31,12 @@ def by_problem(piece: Piece) -> Piece:
   P, J = piece.families.length_PJ.shape
   alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
   spread = lambda x: x.repeat(J, axis=0)
-  reference = piece.reference and policy.Scores(
-    spread(piece.reference.strategy_logp), alone(piece.reference.execution_logp),
-    spread(piece.reference.strategy_entropy), alone(piece.reference.execution_entropy),
-  )  # fmt: skip
+  reference = piece.reference
+  if reference is not None:
+    reference = policy.Scores(
+      spread(reference.strategy_logp), alone(reference.execution_logp),
+      spread(reference.strategy_entropy), alone(reference.execution_entropy),
+    )  # fmt: skip
   return Piece(
     families=flatten(piece.families),
     rollout=policy.Rollout(

@@ -209,7 +209,11 @@ def main() -> int:
   for name in (methods.COLD, *LEARNERS):
     found[f"{name}_w{own}"] = [row for row in table[name] if row["seed"] in args.curve_seeds]
   text = report(args, table, found, timed)
-  return finish(args, table, text, lambda path: picture(found, args.worked, args.families, path))
+  return finish(
+    args, table, text, lambda path: picture(found, args.worked, args.families, path),
+    seconds={name: statistics.median(values) for name, values in timed.items()},
+    curves={name: measured(records) for name, records in found.items()},
+  )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -130,9 +130,13 @@ def report(args: argparse.Namespace, found: tables.Results) -> str:
 
 
 def finish(
-  args: argparse.Namespace, found: tables.Results, text: str, picture: Callable | None = None
-) -> int:
-  """Prints and writes the table and its picture, unless a control does not fail."""
+  args: argparse.Namespace, found: tables.Results, text: str, picture: Callable | None = None,
+  **more,
+) -> int:  # fmt: skip
+  """Prints and writes the table, its figures and `more` of them, and its picture.
+
+  Not where a control does not fail.
+  """
   if broken := tables.broken_controls(found, ["sgpo", methods.COLD]):
     print("no table, since controls do not fail:\n  " + "\n  ".join(broken), file=sys.stderr)
     return 1
@@ -144,7 +148,7 @@ def finish(
     for name, records in found.items()
   }
   with open(os.path.join(args.out, "result.json"), "w", encoding="utf-8") as file:
-    json.dump(summary, file, indent=1)
+    json.dump(summary | more, file, indent=1)
   (picture or partial(tables.picture, found))(os.path.join(args.out, "result.svg"))
   return 0
 
