@@ -244,7 +244,8 @@ def add(
      domain's candidates never evict a domain's best or last entry, and evict only while theirs is
      less crowded.
   4. Status: ACTIVE from `min_trials` trials on with a lower bound of at least `admit`,
-     QUARANTINED again as soon as the bound falls below it.
+     QUARANTINED again as soon as the bound falls below it. An entry that a person has marked
+     ACTIVE is believed until it has so many trials.
 
   Returns:
     The bank, and float32 scalars `admitted`, `merged`, `refused` (they add up to the candidates
@@ -275,8 +276,9 @@ def add(
   bank = _write(bank, entries, jnp.where(admitted_C, free[jnp.cumsum(admitted_C) - 1], N), step)
 
   bound_N = lower_bound(bank.successes_N, bank.trials_N)
-  proven_N = (bank.trials_N >= min_trials) | (bank.status_N == ACTIVE)
-  status_N = jnp.where(proven_N & (bound_N >= admit), jnp.int32(ACTIVE), QUARANTINED)
+  proven_N = (bank.trials_N >= min_trials) & (bound_N >= admit)
+  trusted_N = (bank.trials_N < min_trials) & (bank.status_N == ACTIVE)
+  status_N = jnp.where(proven_N | trusted_N, jnp.int32(ACTIVE), QUARANTINED)
   bank = bank.replace(status_N=jnp.where(bank.status_N == EMPTY, EMPTY, status_N))
   merged = (entries.valid_C & (found_C | admitted_C)[leader_C]).sum() - admitted_C.sum()
   report = {
@@ -301,10 +303,12 @@ def update(
 ) -> tuple[Bank, dict[str, jax.Array]]:
   """Credits the entries that were handed out, then `add`s the candidates.
 
-  `used_QR` says which hits really stood in a prompt; each adds 1 to the uses of its entry.
+  `used_QR` says which hits really stood in a prompt; each adds 1 to the uses of its entry, unless
+  another has taken its row since.
   """
   N = bank.status_N.shape[0]
-  row_QR = jnp.where(hits.valid_QR & used_QR, hits.index_QR, N)
+  still_QR = (bank.tokens_NS[hits.index_QR] == hits.tokens_QRS).all(-1)
+  row_QR = jnp.where(hits.valid_QR & used_QR & still_QR, hits.index_QR, N)
   bank = bank.replace(
     uses_N=bank.uses_N.at[row_QR].add(1, mode="drop"),
     last_used_N=bank.last_used_N.at[row_QR].set(step, mode="drop"),

@@ -21,6 +21,8 @@ _TEXT = dict(problem="", example="")  # for readers; `problem` is embedded where
 _INTEGERS = dict(uses=0, born=0, last_used=0, source=NO_SOURCE)
 _COUNTS = dict(successes=0.0, trials=0.0)
 _KEYS = ["strategy", "domain", "status", "embedding", *_TEXT, *_INTEGERS, *_COUNTS]
+PROBES = 32  # lines whose problems are embedded, to tell whether vectors are of this model
+RELATED = 0.3  # median cosine; near problems by one model have 0.7, by two models 0.02
 UNIT = 1e-4  # an embedding this near to unit length is kept to the bit
 
 
@@ -89,7 +91,8 @@ def import_jsonl(
   """Reads a bank from JSON lines; rows take the file's order. All lines are good, or none is taken.
 
   "strategy" and "domain" must be there. Without an "embedding" the text under "problem" is
-  embedded. Counts are 0, "source" unknown and "status" quarantined where a line does not say.
+  embedded; where lines have both, the problems tell whether the vectors are of this model. Counts
+  are 0, "source" unknown and "status" quarantined where a line does not say.
   "example" and unknown keys are ignored, unless they look like a misspelt key. Empty lines too.
 
   Args:
@@ -110,6 +113,8 @@ def import_jsonl(
     if entry["embedding"] is None and embed is None:
       raise ValueError(f"{where}: embedding is missing and no `embed` was given; pass one")
     entries.append(entry)
+  if embed is not None:
+    _check_model(path, [entry for entry in entries if entry["embedding"] is not None], embed)
   missing = [entry for entry in entries if entry["embedding"] is None]
   if missing:
     vectors = np.asarray(embed([entry["problem"] for entry in missing]), np.float32)
@@ -118,6 +123,20 @@ def import_jsonl(
     for entry, vector in zip(missing, vectors, strict=True):
       entry["embedding"] = _direction(f"{entry['where']}: the embedding of problem", vector)
   return _filled(entries, bank_lib.init(capacity, strategy_room, width))
+
+
+def _check_model(path: str | os.PathLike, entries: list[dict], embed) -> None:
+  """Raises ValueError where vectors have nothing to do with their problems' by this model."""
+  both = [entry for entry in entries if entry["problem"].strip()][:PROBES]
+  if len(both) < PROBES // 4:
+    return
+  mine = np.asarray(embed([entry["problem"] for entry in both]), np.float32)
+  cosine = float(np.median([m @ entry["embedding"] for m, entry in zip(mine, both, strict=True)]))
+  if cosine < RELATED:
+    raise ValueError(
+      f"{path}: embeddings are of another model, at a median cosine of {cosine:.2f} to this "
+      "one's of the lines' problems; delete the embeddings, so that problems are embedded"
+    )
 
 
 def _lines(path: str | os.PathLike) -> list[tuple[str, str]]:

@@ -43,7 +43,7 @@ def families_of(examples: list[Problem], count: int) -> tuple[list[list[Problem]
   Short families are filled up by repetition. Returns (families, number of true siblings).
   """
   classes = collections.defaultdict(list)
-  for problem in examples:
+  for problem in {problem.question: problem for problem in examples}.values():
     classes[problem.plan].append(problem)
   members = sorted(classes.values(), key=lambda c: (-len(c), c[0].plan))
   families, true = [], []

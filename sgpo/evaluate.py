@@ -8,6 +8,7 @@ the problem and, with --siblings, on others of its class.
 
 import argparse
 import collections
+import itertools
 import math
 import os
 import sys
@@ -19,7 +20,7 @@ import numpy as np
 
 from sgpo import allocator, files, graders
 from sgpo import config as config_lib
-from sgpo.data import make_dataset
+from sgpo.data import make_dataset, pipeline
 from sgpo.evaluation import statistics
 from sgpo.evaluation.sampling import Loaded, Sample, load, sample_plain, sample_strategies
 from sgpo.types import Problem
@@ -76,8 +77,8 @@ def summarize(rows: list[dict], samples: int) -> dict:
       k *= 2
     if samples > 1:
       out[f"maj@{samples}"] = ci(np.array([float(row["vote_correct"]) for row in graded]))
-    if "sibling_correct" in graded[0]:
-      shares = [np.mean(row["sibling_correct"]) for row in graded]
+    siblings = [[c for c in row.get("sibling_correct", ()) if c is not None] for row in graded]
+    if shares := [np.mean(correct) for correct in siblings if correct]:
       out["siblings"] = ci(np.array(shares))
   out["unparsed"] = float(np.mean([answer is None for row in rows for answer in row["answers"]]))
   return out
@@ -102,7 +103,8 @@ def make_data(text: str, args: argparse.Namespace):
 def choose(dataset, args: argparse.Namespace) -> list[list[Problem]]:
   """Families of the problems to solve, of one member each unless --siblings asks for more."""
   if args.siblings:
-    return [dataset.family("cls", i, args.siblings + 1) for i in range(args.limit)]
+    families = pipeline.distinct_families(dataset, "cls", args.siblings + 1)
+    return list(itertools.islice(families, args.limit))
   split = args.split or dataset.splits[0]
   if split not in dataset.splits:
     raise ValueError(f"--split={split} is unknown.{config_lib.suggest(split, [*dataset.splits])}")
@@ -147,7 +149,7 @@ def grade_batch(
     row = row_of(family[0], members[0], own)
     if others:
       row["sibling_texts"] = [[s.text for s in samples] for samples in members[1:]]
-      row["sibling_correct"] = [bool(g.correct) for member in others for g in member]
+      row["sibling_correct"] = [g.correct for member in others for g in member]
     rows.append(row)
   return rows
 

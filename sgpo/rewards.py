@@ -21,6 +21,7 @@ class Grades:
   correct: jax.Array  # float32, 0 or 1
   parsed: jax.Array  # bool, an answer could be read
   value: jax.Array  # int32, 0 where not parsed
+  graded: jax.Array  # bool; where not, `correct` is the mean of the row's group, and no evidence
 
 
 def read_numbers(tokens_BL: jax.Array, symbols: Symbols) -> jax.Array:
@@ -74,7 +75,10 @@ def grade(execution: Segment, answer_B: jax.Array, symbols: Symbols) -> Grades:
   """c = 1 where the answer read off the tokens equals `answer_B` (broadcast over the rows)."""
   value, parsed = read_answer(execution.tokens_BL, symbols)
   return Grades(
-    correct=(parsed & (value == answer_B)).astype(jnp.float32), parsed=parsed, value=value
+    correct=(parsed & (value == answer_B)).astype(jnp.float32),
+    parsed=parsed,
+    value=value,
+    graded=jnp.ones_like(parsed),
   )
 
 
@@ -104,18 +108,29 @@ def _equal(strategy: Segment, members: int) -> jax.Array:
   return (tokens[:, :, None] == tokens[:, None]).all(-1)
 
 
-def pooled(strategy: Segment, correct_NG: jax.Array, members: int) -> tuple[jax.Array, jax.Array]:
-  """(successes_NG, trials_NG) of each strategy on its siblings, where all of them write strategies.
+def pooled(
+  strategy: Segment, correct_NG: jax.Array, graded_NG: jax.Array, members: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(mean_NG, successes_NG, trials_NG) of a strategy on siblings that write strategies themselves.
 
-  Counted are the executions of the family's other members behind the same strategy, to the token.
-  N counts members, families of `members` one after another.
+  The mean is over the executions of the family's other members behind the same strategy, to the
+  token, 0 where there are none. A sibling is one trial however many of its executions there are,
+  since these are not independent; its success is their mean. N counts members, families of
+  `members` one after another.
   """
   G = correct_NG.shape[1]
   member = jnp.arange(members * G) // G
   other = _equal(strategy, members) & (member[:, None] != member[None])[None]
-  other = other.astype(jnp.float32)
-  successes = (other * correct_NG.reshape(-1, 1, members * G)).sum(-1)
-  return successes.reshape(correct_NG.shape), other.sum(-1).reshape(correct_NG.shape)
+  other &= graded_NG.reshape(-1, 1, members * G)
+  right = other * correct_NG.reshape(-1, 1, members * G)
+  by_sibling = lambda x: x.astype(jnp.float32).reshape(*x.shape[:2], members, G).sum(-1)
+  right, count = by_sibling(right), by_sibling(other)
+  shape = correct_NG.shape
+  return (
+    (right.sum(-1) / jnp.maximum(count.sum(-1), 1)).reshape(shape),
+    (right / jnp.maximum(count, 1)).sum(-1).reshape(shape),
+    (count > 0).astype(jnp.float32).sum(-1).reshape(shape),
+  )
 
 
 def proven(
@@ -179,9 +194,10 @@ class Rewards:
   correct_PGJ: jax.Array
   credit_PGJ: jax.Array  # right answers that pay: all, or only the coherent ones
   parsed_PGJ: jax.Array
+  graded_PGJ: jax.Array  # bool
   transfer_PG: jax.Array  # mean over the siblings; 0 without siblings
-  successes_PG: jax.Array  # credit of siblings behind `transfer_PG`
-  trials_PG: jax.Array  # their executions
+  successes_PG: jax.Array  # credit on siblings, for the bank
+  trials_PG: jax.Array  # siblings that were tried, and graded
   form_PG: jax.Array
   leak_PG: jax.Array
   agreement_PG: jax.Array  # mean over the family
@@ -201,17 +217,19 @@ def _foreign_logp(params, families: Families, rollout, apart: int, *, lm, symbol
 
 
 def evidence(
-  strategy: Segment, credit_PGJ: jax.Array, config: Config
+  strategy: Segment, credit_PGJ: jax.Array, graded_PGJ: jax.Array, config: Config
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(transfer_PG, successes_PG, trials_PG): what a strategy is worth on its siblings."""
   own_PG, siblings = credit_PGJ[:, :, 0], credit_PGJ.shape[2] - 1
   if config.sgpo.pooled:
-    successes_PG, trials_PG = pooled(strategy, own_PG, config.sgpo.siblings + 1)
+    mean_PG, successes_PG, trials_PG = pooled(
+      strategy, own_PG, graded_PGJ[:, :, 0], config.sgpo.siblings + 1
+    )
     # without evidence from others, its own answer stands for them
-    transfer_PG = jnp.where(trials_PG > 0, successes_PG / jnp.maximum(trials_PG, 1), own_PG)
-    return transfer_PG, successes_PG, trials_PG
-  successes_PG = credit_PGJ[:, :, 1:].sum(-1)
-  return successes_PG / max(siblings, 1), successes_PG, jnp.full_like(own_PG, siblings)
+    return jnp.where(trials_PG > 0, mean_PG, own_PG), successes_PG, trials_PG
+  credit_PGK, graded_PGK = credit_PGJ[:, :, 1:], graded_PGJ[:, :, 1:].astype(jnp.float32)
+  transfer_PG = credit_PGK.sum(-1) / max(siblings, 1)
+  return transfer_PG, (credit_PGK * graded_PGK).sum(-1), graded_PGK.sum(-1)
 
 
 def total(
@@ -229,7 +247,8 @@ def total(
   agreement_PGJ = agreement(rollout.strategy, rollout.execution, symbols).swapaxes(1, 2)
   credit_PGJ = correct_PGJ * agreement_PGJ if w.coherent else correct_PGJ
   own_PG = credit_PGJ[:, :, 0]
-  transfer_PG, successes_PG, trials_PG = evidence(rollout.strategy, credit_PGJ, config)
+  graded_PGJ = grades.graded.swapaxes(1, 2)
+  transfer_PG, successes_PG, trials_PG = evidence(rollout.strategy, credit_PGJ, graded_PGJ, config)
   form_PG = form(rollout.strategy)
   leak_PG = 1 - no_leak(
     rollout.strategy, families.answer_PJ[:, 0], families.numbers_PJM[:, 0], symbols
@@ -258,6 +277,7 @@ def total(
     correct_PGJ,
     credit_PGJ,
     parsed_PGJ,
+    graded_PGJ,
     transfer_PG,
     successes_PG,
     trials_PG,

@@ -93,8 +93,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-  """Host arrays, this process's shard, to the mesh."""
-  return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(mesh, batch), batch)
+  """Host arrays, the whole batch in each process, to the mesh: a process puts what it holds."""
+  put = lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+  return jax.tree.map(put, batch, batch_shardings(mesh, batch))
 
 
 def to_host(tree: Any) -> Any:

@@ -196,6 +196,24 @@ def test_verified_before_retrievable_and_demoted_again():
   assert bank.status_N[0] == QUARANTINED
 
 
+def test_marked_active_by_a_person_is_believed_until_it_was_tried():
+  marked = filled([dict(tokens=[1], successes=0, trials=0)])
+  marked = marked.replace(status_N=jnp.where(marked.status_N == EMPTY, EMPTY, ACTIVE))
+  after, _ = ADD(marked, entries([]), jnp.int32(1))
+  assert after.status_N[0] == ACTIVE
+  after, _ = ADD(after, entries([dict(tokens=[1], successes=0, trials=6)]), jnp.int32(2))
+  assert after.status_N[0] == QUARANTINED and after.trials_N[0] == 6
+
+
+def test_a_use_is_not_credited_to_what_took_the_row_since():
+  bank = filled([dict(tokens=[1])])
+  hits = RETRIEVE(bank, jnp.eye(D)[:1], 1)
+  used = jnp.ones((1, 1), bool)
+  assert UPDATE(bank, hits, used, entries([]), jnp.int32(1))[0].uses_N[0] == 1
+  other = bank.replace(tokens_NS=bank.tokens_NS.at[0, 0].set(2))
+  assert UPDATE(other, hits, used, entries([]), jnp.int32(1))[0].uses_N[0] == 0
+
+
 def test_merge_needs_equal_tokens_and_near_embeddings():
   close = np.array([1, 0.2, 0, 0])  # cosine 0.981
   far = np.array([1, 0.4, 0, 0])  # cosine 0.928

@@ -112,6 +112,18 @@ def test_embeds_problems_without_a_vector(tmp_path):
     read(write(tmp_path, row), embed=lambda problems: np.full((1, D), np.nan))
 
 
+def test_vectors_of_another_model_are_refused(tmp_path):
+  rows = [GOOD | {"problem": f"How many {n}?", "embedding": [1, 0, 0]} for n in range(N)]
+  rows *= bank_io.PROBES // 4 // N + 1
+  given = dict(capacity=len(rows))
+  same = lambda problems: np.tile([1.0, 0.1, 0], (len(problems), 1))
+  assert (read(write(tmp_path, *rows), embed=same, **given).length_N > 0).all()
+  with pytest.raises(ValueError, match="of another model, at a median cosine of 0.00"):
+    read(
+      write(tmp_path, *rows), embed=lambda problems: same(problems)[:, ::-1] * [0, 1, 1], **given
+    )
+
+
 def without(name: str) -> dict:
   return {key: value for key, value in GOOD.items() if key != name}
 

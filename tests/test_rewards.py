@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sgpo import config as config_lib
 from sgpo import rewards
 from sgpo.types import NO_NUMBER, Segment
 
@@ -96,6 +97,22 @@ def test_equal_strategies_of_a_family_share_their_outcomes(symbols):
   zero = jnp.zeros(tokens.shape)
   strategy = Segment(tokens, zero, jnp.full((4, 2), 2), zero > 0, zero[..., 0] > 0)
   correct = jnp.array([[1.0, 0], [1, 0], [1, 1], [0, 1]])
-  successes, trials = rewards.pooled(strategy, correct, 2)
-  assert trials.tolist() == [[0, 2], [1, 1], [0, 0], [0, 0]]  # own executions do not count
-  assert successes.tolist() == [[0, 1], [0, 0], [0, 0], [0, 0]]
+  graded = jnp.ones((4, 2), bool)
+  mean, successes, trials = rewards.pooled(strategy, correct, graded, 2)
+  assert trials.tolist() == [[0, 1], [1, 1], [0, 0], [0, 0]]  # own executions do not count
+  assert successes.tolist() == [[0, 0.5], [0, 0], [0, 0], [0, 0]]  # one sibling executed it twice
+  assert mean.tolist() == successes.tolist()
+  ungraded = graded.at[1, 0].set(False)
+  mean, successes, trials = rewards.pooled(strategy, correct, ungraded, 2)
+  assert (mean[0, 1], successes[0, 1], trials[0, 1]) == (0, 0, 1)
+  nothing = graded.at[1].set(False)
+  mean, successes, trials = rewards.pooled(strategy, correct, nothing, 2)
+  assert (mean[0, 1], successes[0, 1], trials[0, 1]) == (0, 0, 0)
+
+
+def test_what_could_not_be_graded_is_no_evidence():
+  credit = jnp.array([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # [P=1, G=2, J=3]
+  graded = jnp.array([[[True, True, False], [True, True, True]]])
+  transfer, successes, trials = rewards.evidence(None, credit, graded, config_lib.Config())
+  assert transfer.tolist() == [[0.5, 0.5]]
+  assert successes.tolist() == [[1, 1]] and trials.tolist() == [[1, 2]]

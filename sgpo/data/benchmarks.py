@@ -178,7 +178,7 @@ class SVAMP(Benchmark):
       lines.check_fields(row, ("Body", "Question", "Equation"), where)
       if not isinstance(row.get("Answer"), int | float):
         raise ValueError(f"{where}: field 'Answer' is missing or no number")
-      answer = f"{row['Answer']:g}"
+      answer = f"{Decimal(str(row['Answer'])).normalize():f}"  # 2.0 is 2, and nothing is rounded
       body = row["Body"].strip()
       question = f"{body}{'' if body.endswith(('.', ',', '?')) else '.'} {row['Question'].strip()}"
       solution = f"<<{row['Equation'].replace(' ', '').replace('.0', '')}={answer}>> #### {answer}"

@@ -5,7 +5,7 @@ process. What does not fit its room is dropped and counted, never cut.
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -135,6 +135,23 @@ def family_arrays(
   )
 
 
+def distinct_families(dataset: Dataset, split: str, size: int, first: int = 0) -> Iterator[list]:
+  """Families of a split from `first` on, none with a problem that an earlier one has in its place.
+
+  Finite data sets draw with replacement: the row ends where hardly anything is met for the first
+  time any more.
+  """
+  seen, found, index = set(), 0, 0
+  while index < 20 * (found + 50):
+    family = dataset.family(split, first + index, size)
+    places = {(place, p.question) for place, p in enumerate(family)}
+    index += 1
+    if not places & seen:
+      seen |= places
+      found += 1
+      yield family
+
+
 def gold_bytes(golds: Sequence[str]) -> np.ndarray:
   """Answers as UTF-8, uint8 [len(golds), GOLD]."""
   return pad([list(gold.encode()) for gold in golds], GOLD, 0).astype(np.uint8)
@@ -146,17 +163,16 @@ def gold_text(gold_U: np.ndarray) -> str:
 
 
 def _batches(row: Callable[[int], tuple[Any, int]], size: int) -> Batches:
-  """Batches of rows `row(index) -> (pytree of arrays, dropped)`, this process's shard."""
-  count, mine = jax.process_count(), jax.process_index()
-  if size % count:
-    raise ValueError(f"a batch of {size} cannot be cut into {count} processes' shards")
+  """Batches of rows `row(index) -> (pytree of arrays, dropped)`, the whole of it in each process.
+
+  Rows are cheap, and devices of several processes may hold the same ones.
+  """
 
   def stack(rows):
     trees, dropped = zip(*rows, strict=True)
     return jax.tree.map(lambda *x: np.stack(x), *trees), np.int64(sum(dropped))
 
-  # cut after batching: the order of rows stays the same for any number of processes
-  indices = grain.MapDataset.range(BATCHES * size).batch(size // count)[mine::count]
+  indices = grain.MapDataset.range(BATCHES * size).batch(size)
   dataset = indices.map(lambda batch: stack([row(int(i)) for i in batch]))
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   return Batches(iter(dataset.to_iter_dataset(options)))

@@ -1,6 +1,7 @@
 """The transfer score, its arms and controls: does a strategy solve others of its class?"""
 
 import collections
+import itertools
 
 import numpy as np
 
@@ -39,18 +40,15 @@ def _shuffled(strategy_BS, length_B, rng) -> np.ndarray:
 
 
 def _pairs(dataset, solver: Solver, split: str) -> list[list[Problem]]:
-  """Pairs of problems of one class with different answers.
+  """Different pairs of problems of one class with different answers; fewer where there are no more.
 
   Raises:
     ValueError: there are none that fit.
   """
-  pairs, index = [], 0
-  while len(pairs) < solver.config.eval.transfer_pairs and index < 20 * (len(pairs) + 50):
-    family = dataset.family(split, solver.config.eval.first + index, 2)
-    pair = pipeline.fitting(family, solver.tokenizer, solver.room)
-    index += 1
-    if len(pair) == 2 and pair[0].gold != pair[1].gold:
-      pairs.append(pair)
+  drawn = pipeline.distinct_families(dataset, split, 2, solver.config.eval.first)
+  fits = (pipeline.fitting(family, solver.tokenizer, solver.room) for family in drawn)
+  usable = (pair for pair in fits if len(pair) == 2 and pair[0].gold != pair[1].gold)
+  pairs = list(itertools.islice(usable, solver.config.eval.transfer_pairs))
   if not pairs:
     raise ValueError(
       f"no two problems of a class of split {split!r} fit config.eval.prompt = "
@@ -99,9 +97,7 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
       )  # fmt: skip
       start += real
     correct[arm] = np.concatenate(parts).astype(float)
-  correct["class_prior"] = class_prior(
-    [pair[0].plan for pair in pairs], [[p.gold for p in pair] for pair in pairs]
-  )
+  correct["class_prior"] = class_prior(pairs)
   interval = {arm: statistics.graded_mean(values) for arm, values in correct.items()}
   return {
     "split": split,
@@ -112,13 +108,14 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
   }
 
 
-def class_prior(plans: list[str], answers: list[list[str]]) -> np.ndarray:
-  """1.0 where the commonest answer of the class's other pairs is the second answer of this one."""
-  counts = collections.defaultdict(collections.Counter)
-  for plan, both in zip(plans, answers, strict=True):
-    counts[plan].update(both)
+def class_prior(pairs: list[list[Problem]]) -> np.ndarray:
+  """1.0 where the commonest answer of the class's other problems is the second one's of a pair."""
+  golds = collections.defaultdict(dict)  # of each class, by question
+  for problem in itertools.chain(*pairs):
+    golds[problem.plan][problem.question] = problem.gold
+  counts = {plan: collections.Counter(known.values()) for plan, known in golds.items()}
   right = []
-  for plan, both in zip(plans, answers, strict=True):
-    others = counts[plan] - collections.Counter(both)
-    right.append(bool(others) and others.most_common(1)[0][0] == both[1])
+  for pair in pairs:
+    others = counts[pair[0].plan] - collections.Counter(p.gold for p in pair)
+    right.append(bool(others) and others.most_common(1)[0][0] == pair[1].gold)
   return np.array(right, float)

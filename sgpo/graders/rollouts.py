@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from sgpo import rewards, sharding
 from sgpo.data import pipeline
@@ -40,7 +41,7 @@ def grade_rollout(
 ) -> tuple[rewards.Grades, float]:
   """Grades of executions [P, J, G], and the share that could not be graded.
 
-  Each process grades all of them, and all give the same.
+  Each process grades all of them, and takes the grades of the first: limits of time may differ.
   """
   tokens, truncated, gold_PJU = sharding.to_host(
     (execution.tokens_BL, execution.truncated_B, gold_PJU)
@@ -51,10 +52,13 @@ def grade_rollout(
     grader, tokenizer, golds, tokens.reshape(-1, tokens.shape[-1]), truncated.reshape(-1)
   )
   correct = np.array([np.nan if g.correct is None else g.correct for g in rows], np.float32)
-  parsed = np.array([g.answer is not None for g in rows]).reshape(truncated.shape)
-  filled = fill_ungraded(correct.reshape(truncated.shape)).astype(np.float32)
-  grades = rewards.Grades(filled, parsed, np.zeros(truncated.shape, np.int32))
-  return grades, float(np.isnan(correct).mean())
+  parsed = np.array([g.answer is not None for g in rows])
+  if jax.process_count() > 1:
+    correct, parsed = multihost_utils.broadcast_one_to_all((correct, parsed))
+  correct, parsed = correct.reshape(truncated.shape), parsed.reshape(truncated.shape)
+  graded, filled = ~np.isnan(correct), fill_ungraded(correct).astype(np.float32)
+  grades = rewards.Grades(filled, parsed, np.zeros(truncated.shape, np.int32), graded)
+  return grades, float(1 - graded.mean())
 
 
 class HostGradedStep:

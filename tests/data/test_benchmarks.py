@@ -66,6 +66,7 @@ def test_svamp(data_folder):
     data.problem("test", i).answer_text for i in range(9)
   )
   assert data.problem("test", 0).plan == "q-q"
+  assert data.problem("test", 70).gold == "22090603"  # to the last digit
   assert len({p.plan for p in data.family("cls", 0, 4)}) == 1
   assert data.fingerprint() == {
     "SVAMP.json": "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"

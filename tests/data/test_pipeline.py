@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from sgpo import config as config_lib
 from sgpo.data import pipeline
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.data.word_problems import WordProblems
-from sgpo.types import NO_NUMBER
+from sgpo.types import NO_NUMBER, Problem
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +66,16 @@ def test_position_is_json_and_exact(data, tokenizer, config, make):
   assert not same(next(make(data, tokenizer, config, 4)), next(make(data, tokenizer, config, 3)))
 
 
-def test_rows_do_not_depend_on_the_number_of_processes(data, tokenizer, config, monkeypatch):
-  whole = pipeline.family_batches(data, tokenizer, config, 0)
-  want = [next(whole) for _ in range(2)]
-  shards = []
-  for process in range(2):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-    shards.append(pipeline.family_batches(data, tokenizer, config, 0))
-  for w in want:
-    parts = [next(s) for s in shards]
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    assert same(joined, w)
+def test_finite_families_come_once():
+  class Few:
+    def family(self, split, index, size):
+      rng = random.Random(index)
+      return rng.sample([Problem(f"question {i}", i, "", "", "d") for i in range(8)], size)
 
-
-def test_a_batch_that_cannot_be_cut_is_refused(data, tokenizer, config, monkeypatch):
-  monkeypatch.setattr(jax, "process_count", lambda: 3)
-  with pytest.raises(ValueError, match="batch of 4 cannot be cut into 3"):
-    pipeline.family_batches(data, tokenizer, config, 0)
+  families = list(pipeline.distinct_families(Few(), "cls", 2))
+  writers, solvers = zip(*([p.question for p in family] for family in families), strict=True)
+  assert len({*writers}) == len(writers) and len({*solvers}) == len(solvers)
+  assert 4 <= len(families) <= 8
 
 
 def test_what_does_not_fit_is_dropped_and_counted(data, tokenizer, config):

@@ -43,6 +43,8 @@ def test_rows_vote_and_ungraded_rows_stand_apart():
   assert out["pass@2"]["mean"] == pytest.approx((5 / 6 + 3 / 6) / 2)
   assert out["pass@4"]["mean"] == 1 and out["maj@4"]["mean"] == 0.5
   assert out["unparsed"] == pytest.approx(1 / 12)
+  rows = [split | {"sibling_correct": [True, None]}, split | {"sibling_correct": [None]}]
+  assert evaluate.summarize(rows, 4)["siblings"]["mean"] == 1  # not graded is not wrong
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sgpo.evaluation import transfer
+from sgpo.types import Problem
 
 
 def test_a_wrong_strategy_is_of_another_class_and_nearly_as_long():
@@ -30,7 +31,10 @@ def test_one_strategy_for_everything_has_no_wrong_one():
 
 
 def test_class_prior_leaves_the_pair_itself_out():
-  plans = ["a", "a", "a", "b"]
-  answers = [[1, 7], [7, 2], [7, 3], [5, 5]]
+  rows = [("a", 1, 7), ("a", 7, 2), ("a", 7, 3), ("b", 5, 5)]
+  problem = lambda i, plan, answer: Problem(f"question {i}", answer, "", plan, "d")
+  pairs = [[problem(2 * i, p, a), problem(2 * i + 1, p, b)] for i, (p, a, b) in enumerate(rows)]
   # Others of "a" without the first pair: 7, 2, 7, 3; without the second: 1, 7, 7, 3.
-  assert transfer.class_prior(plans, answers).tolist() == [1.0, 0.0, 0.0, 0.0]
+  assert transfer.class_prior(pairs).tolist() == [1.0, 0.0, 0.0, 0.0]
+  # The same problem in another pair tells nothing.
+  assert transfer.class_prior([pairs[0], pairs[0][::-1]]).tolist() == [0.0, 0.0]
