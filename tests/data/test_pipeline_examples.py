@@ -110,20 +110,12 @@ def test_hints_without_room_are_left_out_and_the_example_stays(tokenizer):
     next(hopeless)
 
 
-def test_examples_do_not_depend_on_the_number_of_processes(tokenizer, monkeypatch):
+def test_every_process_makes_the_whole_batch(tokenizer, monkeypatch):
   make = lambda: pipeline.example_batches(Numbered(), tokenizer, config(strategy=9), 5)
-  whole = make()
-  want = [next(whole) for _ in range(3)]
+  want = next(make())
   monkeypatch.setattr(jax, "process_count", lambda: 4)
-  shards = []
-  for process in range(4):
-    monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-    shards.append(make())
-  for batch in want:
-    parts = [next(shard) for shard in shards]
-    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda *x: np.concatenate(x), *parts),
-                 batch)  # fmt: skip
-  assert sum(shard.dropped for shard in shards) == whole.dropped > 0
+  monkeypatch.setattr(jax, "process_index", lambda: 3)
+  jax.tree.map(np.testing.assert_array_equal, next(make()), want)
 
 
 def test_family_arrays_of_any_list(tokenizer):
