@@ -216,7 +216,7 @@ def results(
 ) -> dict[str, list[dict]]:
   """The records of jobs by name, kept in OUT/records.jsonl; seeds one after another."""
   store = Records(os.path.join(out, "records.jsonl"))
-  seeds = len(next(iter(jobs.values())))
+  seeds = len(next(iter(jobs.values()), []))
   run_all([row[i] for i in range(seeds) for row in jobs.values()], store, folder, workers)
   return {name: [store.find(job) for job in row] for name, row in jobs.items()}
 

@@ -191,6 +191,10 @@ def check(args: argparse.Namespace) -> None:
     raise ValueError(
       f"--shots={args.shots} are for --mode=plain; strategies are trained, not shown"
     )
+  if not args.temperature >= 0 or not 0 < args.top_p <= 1:
+    raise ValueError(
+      f"--temperature={args.temperature} must not be negative, --top_p={args.top_p} lie in (0, 1]"
+    )
   if args.siblings and args.mode != "strategy":
     raise ValueError(f"--siblings={args.siblings} execute strategies: give --mode=strategy")
   for name in ("samples", "limit", "batch", "room", "strategy_room"):

@@ -9,7 +9,11 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-  """A file to write that takes the place of `path` at the end; a kill leaves what was there."""
+  """A file to write that takes the place of `path` at the end; a kill leaves what was there.
+
+  Its folder is made where it is missing.
+  """
+  os.makedirs(os.path.dirname(os.fspath(path)) or ".", exist_ok=True)
   temporary = f"{os.fspath(path)}.tmp"
   with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
     yield file
@@ -30,5 +34,5 @@ def read_json(path: str) -> Any:
 
 def write_rows(path: str, rows: list[dict]) -> None:
   """Writes JSON lines."""
-  with open(path, "w", encoding="utf-8") as file:
+  with replacing(path) as file:
     file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -83,6 +83,12 @@ def check_data(config: config_lib.Config, dataset) -> None:
       f"config.bank.bootstrap = {config.bank.bootstrap}: {name} has no plans to fill the bank "
       "with; set it to 0, or give config.bank.file"
     )
+  for split in dataset.splits:
+    if dataset.size(split) <= config.eval.first:
+      raise ValueError(
+        f"config.eval.first = {config.eval.first}: split {split!r} of {name} has "
+        f"{dataset.size(split)} problems; set it to 0"
+      )
   for split in ("train", "cls"):
     dataset.family(split, 0, config.sgpo.siblings + 1 if split == "train" else 2)
 
@@ -249,7 +255,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
   check(config)
   dataset = make_dataset(config.data)
   check_data(config, dataset)  # before the folder: errors leave nothing behind
-  if dataset.plans and not os.path.exists(os.path.join(workdir, "config.json")):
+  if not os.path.exists(os.path.join(workdir, "config.json")):
     pipeline.check_room(dataset, loading.tokenizer_of(config, dataset, workdir), config)
   main = jax.process_index() == 0
   if main:

@@ -112,6 +112,12 @@ def test_embeds_problems_without_a_vector(tmp_path):
     read(write(tmp_path, row), embed=lambda problems: np.full((1, D), np.nan))
 
 
+def test_a_missing_folder_is_made(bank, tmp_path):
+  path = tmp_path / "some" / "where" / "bank.jsonl"
+  assert bank_io.export_jsonl(bank, path, decode, DOMAINS) == 3
+  assert len(path.read_text(encoding="utf-8").splitlines()) == 3
+
+
 def test_vectors_of_another_model_are_refused(tmp_path):
   rows = [GOOD | {"problem": f"How many {n}?", "embedding": [1, 0, 0]} for n in range(N)]
   rows *= bank_io.PROBES // 4 // N + 1

@@ -269,6 +269,20 @@ def test_mean_out_of_distribution_leaves_the_others_out():
   assert report.ood_mean(before, "guided_correct") is None
 
 
+def test_what_could_not_be_graded_is_left_out():
+  before, after = evaluation("sft", 0), evaluation("sgpo", 1)
+  want = [summary.split_difference(after, before, "cls"), report.ood_difference(after, before)]
+  for split in (*before["splits"].values(), *after["splits"].values()):
+    split["correct"] += "1"
+  after["splits"]["cls"]["correct"] = after["splits"]["cls"]["correct"][:-1] + "-"
+  gained = summary.split_difference(after, before, "cls")
+  assert gained == want[0]
+  assert 0 < report.ood_difference(after, before)["mean"] < want[1]["mean"]
+  after["splits"]["cls"]["correct"] = "-" * 9
+  assert summary.split_difference(after, before, "cls") is None
+  assert report.ood_mean(after)["mean"] > 0
+
+
 def test_failures_come_from_all_splits():
   rows = [dict(split=s, n=i) for s in ("id", "num", "cls") for i in range(30)]
   first = sections._spread(rows)[:6]

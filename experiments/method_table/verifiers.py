@@ -65,7 +65,7 @@ def measure(workdir: str, name: str, samples: int, problems: int) -> dict[str, n
   lm = transformer.make_lm(loaded.config.model, tokenizer.vocab_size)
   e = loaded.config.eval
   room = config.Room(e.prompt, e.strategy, e.execution, loaded.config.room.numbers)
-  judge = "process" if name == "prm" else "reward"
+  judge = "process" if name.startswith("prm") else "reward"
   run = jax.jit(
     lambda params, critic, families, key: _judged(
       lm,

@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from experiments.throughput.workload import WORKLOADS, Workload
+from sgpo import files
 from sgpo.report import charts
 
 BASE = WORKLOADS["W1"]
@@ -103,7 +104,7 @@ def main() -> None:
     for x, change in axis.items():
       sizes = replace(BASE, **change)
       points[name].append((x, seconds[sizes], scale * sizes.flops["sgpo"]))
-  with open(os.path.join(args.out, "scaling.md"), "w", encoding="utf-8") as file:
+  with files.replacing(os.path.join(args.out, "scaling.md")) as file:
     file.write(table(points))
   picture(points, os.path.join(args.out, "scaling.svg"))
 

@@ -6,7 +6,6 @@ Runs that are finished are not run again; one that was stopped is resumed.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from experiments.tables import cell
-from sgpo import report
+from sgpo import files, report
 from sgpo.evaluation import statistics
 from sgpo.report import charts
 
@@ -116,14 +115,14 @@ def main() -> None:
       [sys.executable, "launch.py", f"--config={args.config}", f"--config.seed={seed}",
        f"--config.eval.problems={PROBLEMS}", f"--workdir={workdir}"], check=True,
     )  # fmt: skip
-    files = [os.path.join(workdir, "eval", f"{stage}.json") for stage in ("sft", "sgpo")]
-    with open(os.path.join(workdir, "run.json"), encoding="utf-8") as file:
-      commits[seed] = (json.load(file)["git"] or "unknown")[:7]
-    results[seed] = tuple(json.load(open(f, encoding="utf-8")) for f in files)
+    commits[seed] = (files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown")[:7]
+    results[seed] = tuple(
+      files.read_json(os.path.join(workdir, "eval", f"{stage}.json")) for stage in ("sft", "sgpo")
+    )
   text = markdown(results, commits, COMMAND.format(seeds=args.seeds))
   print(text)
   if args.out:
-    with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:
+    with files.replacing(os.path.join(args.out, "result.md")) as file:
       file.write(text)
     picture(results, os.path.join(args.out, "result.svg"))
 

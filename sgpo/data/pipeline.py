@@ -4,6 +4,7 @@ Row order does not depend on the number of processes: the global batch is cut in
 process. What does not fit its room is dropped and counted, never cut.
 """
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -75,12 +76,23 @@ def fitting(problems: Iterable[Problem], tokenizer: Tokenizer, room: Room) -> li
 
 
 def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
-  """Refuses rooms that would drop nearly all strategies, or nearly all hints.
+  """Refuses rooms that would drop nearly all strategies, nearly all hints, or a split's problems.
 
   Raises:
     ValueError: fewer than a quarter of the worked examples' strategies fit config.room.strategy,
-      or of the questions with one strategy behind them config.room.prompt.
+      or of the questions with one strategy behind them config.room.prompt; or none of a split's
+      first problems fits config.eval.prompt and config.room.numbers.
   """
+  first, room = config.eval.first, dataclasses.replace(config.room, prompt=config.eval.prompt)
+  for split in dataset.splits:
+    probed = range(first, min(first + PROBED, dataset.size(split)))
+    if not any(fits(dataset.problem(split, i), tokenizer, room) for i in probed):
+      raise ValueError(
+        f"no problem of split {split!r} fits config.eval.prompt = {config.eval.prompt} and "
+        f"config.room.numbers = {config.room.numbers}; raise them"
+      )
+  if not dataset.plans:
+    return
   known = min(PROBED, config.data.worked_examples)
   examples = [dataset.worked_example(i) for i in range(known)]
   texts = [strategies.render(p.plan, config.data) for p in examples]

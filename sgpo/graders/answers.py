@@ -4,8 +4,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+# A heading of Markdown, words with text below them, marks nothing.
+_HASHES = re.compile(r"####(?![ \t]*[^\W\d_]{2}[^\n]*\n\s*\S)")
 _PHRASE = re.compile(r"answer\s*(?:is\s*:?|:|=)", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_FENCES = ("$$", "\\[", "\\]", "\\(", "\\)")  # alone on their line
+_WRAPPED = re.compile(
+  r"\*\*\s*(.+?)\s*(?:\*\*|$)|`([^`]+)`|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]"
+)
 
 
 class Grade(NamedTuple):
@@ -18,12 +24,9 @@ class Grade(NamedTuple):
 Grader = Callable[[Sequence[str], Sequence[str]], list[Grade]]
 
 
-def _boxed(text: str) -> str | None:
-  r"""What stands in the last \boxed{...}; None where there is none, or it is not closed."""
-  found = list(_BOXED.finditer(text))
-  if not found:
-    return None
-  start, depth = found[-1].end(), 1
+def _boxed(text: str, start: int) -> str | None:
+  r"""What stands in the \boxed{...} whose content begins at `start`; None where it stays open."""
+  depth = 1
   for at in range(start, len(text)):
     depth += {"{": 1, "}": -1}.get(text[at], 0)
     if not depth:
@@ -31,17 +34,25 @@ def _boxed(text: str) -> str | None:
   return None
 
 
+def _line(text: str) -> str:
+  """The first line that says something, "" where none does."""
+  lines = (line.strip() for line in text.splitlines())
+  return next((line for line in lines if line and line not in _FENCES), "")
+
+
 def marked_answer(text: str) -> str | None:
   r"""The final answer where a text marks one: `#### a`, `\boxed{a}`, `the answer is a`.
 
-  The last mark of the first of these kinds counts; of a line, what stands behind it.
+  The last `####` or `\boxed` counts, and only without any a phrase, the last one. Of a line counts
+  what stands behind the mark; behind a phrase without emphasis or mathematics' dollars around it.
   """
-  if "####" in text:
-    found = text.rpartition("####")[2]
-  elif _BOXED.search(text):
-    return _boxed(text)
-  elif phrases := list(_PHRASE.finditer(text)):
-    found = text[phrases[-1].end() :]
-  else:
-    return None
-  return next((line.strip() for line in found.splitlines() if line.strip()), "")
+  hashes, boxes = list(_HASHES.finditer(text)), list(_BOXED.finditer(text))
+  if boxes and not (hashes and hashes[-1].start() > boxes[-1].start()):
+    return _boxed(text, boxes[-1].end())
+  if hashes:
+    return _line(text[hashes[-1].end() :])
+  if phrases := list(_PHRASE.finditer(text)):
+    line = _line(text[phrases[-1].end() :])
+    wrapped = _WRAPPED.match(line)
+    return next(filter(None, wrapped.groups()), line).strip() if wrapped else line
+  return None

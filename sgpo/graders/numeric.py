@@ -7,20 +7,23 @@ from fractions import Fraction
 from sgpo.graders.answers import Grade, marked_answer
 
 _NUMBER = re.compile(
-  r"(?<![\w.)])(-?)(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:\s*/\s*([1-9]\d*))?(?![\d/])"
+  r"(?<![\w.)])(-?)(?:(\d+)\s+(?=\d+\s*/\s*[1-9]))?"  # the whole part of 2 1/2
+  r"(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:\s*/\s*([1-9]\d*))?(?!\d|\s*/\s*\d)"
 )
-_FRACTION = re.compile(r"(-?)\\[dt]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
-_NOISE = re.compile(r"\\[$%!,;: ]|[$€£*`]|\\text\s*\{[^{}]*\}")
+_FRACTION = re.compile(r"(-?)\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))")
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_NOISE = re.compile(r"\\[$%!,;: ]|[$€£`]|\*(?!\d)|(?<!\d)\*")
 TOLERANCE = Fraction(1, 1000)  # of answers that are not whole
 
 
 def _numbers(text: str) -> list[tuple[Fraction, int]]:
   """The numbers of a text, with the decimals that each shows."""
-  text = _NOISE.sub("", text.replace("−", "-").replace("–", "-"))
-  text = _FRACTION.sub(r"\1\2/\3", text)
+  text = text.replace("−", "-").replace("–", "-").replace("{,}", ",")
+  text = _TEXT.sub(lambda m: m[1] if any(map(str.isdigit, m[1])) else "", text)
+  text = _FRACTION.sub(lambda m: f" {m[1]}{m[2] or m[4]}/{m[3] or m[5]}", _NOISE.sub("", text))
   out = []
-  for sign, digits, below in _NUMBER.findall(text):
-    value = Fraction(digits.replace(",", "")) / int(below or 1)
+  for sign, whole, digits, below in _NUMBER.findall(text):
+    value = int(whole or 0) + Fraction(digits.replace(",", "")) / int(below or 1)
     out.append((-value if sign else value, len(digits.partition(".")[2])))
   return out
 
@@ -28,9 +31,9 @@ def _numbers(text: str) -> list[tuple[Fraction, int]]:
 def read(text: str, marked: bool = False) -> Fraction | None:
   """The number that a text gives as its answer.
 
-  The first one behind its mark (see `marked_answer`); without a mark, the last one of the text,
-  or none where it must be `marked`. Thousands' commas, currencies, units and signs are understood,
-  and `a/b`.
+  The first one behind its mark (see `marked_answer`), of an equation the side that is one number;
+  without a mark, the last one of the text, or none where it must be `marked`. Thousands' commas,
+  currencies, units and signs are understood, and `a/b`.
   """
   answer = marked_answer(text)
   if answer is None and marked:
@@ -38,7 +41,10 @@ def read(text: str, marked: bool = False) -> Fraction | None:
   found = _numbers(text if answer is None else answer)
   if not found:
     return None
-  return found[-1 if answer is None else 0][0]
+  if answer is None:
+    return found[-1][0]
+  sides = [side for side in map(_numbers, answer.split("=")) if len(side) == 1]
+  return (sides[-1] if "=" in answer and sides else found)[0][0]
 
 
 def equal(answer: Fraction, gold: str) -> bool:

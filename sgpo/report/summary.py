@@ -124,20 +124,26 @@ def _stages(workdir: str, config: dict) -> list[str]:
 
 
 def _bits(split: dict | None, key: str = "correct") -> np.ndarray:
-  return np.array([int(c) for c in (split or {}).get(key) or ""], float)
+  """Correctness problem by problem, nan where an answer could not be graded."""
+  return np.array([np.nan if c == "-" else int(c) for c in (split or {}).get(key) or ""], float)
+
+
+def _graded(values: np.ndarray) -> np.ndarray:
+  return values[~np.isnan(values)]
 
 
 def split_difference(after: dict | None, before: dict | None, name: str) -> dict | None:
   """Accuracy gained on a split, problem by problem; None without the same problems in both."""
   second, first = (_bits(e and e["splits"].get(name)) for e in (after, before))
-  if not len(first) or len(first) != len(second):
+  if len(first) != len(second) or not len(gained := _graded(second - first)):
     return None
-  return statistics.paired_difference(second, first)
+  return statistics.bootstrap_interval(gained)
 
 
 def ood_mean(evaluation: dict, key: str = "correct") -> dict | None:
   """The mean accuracy of the out-of-distribution splits, bootstrapped within each split."""
-  groups = [_bits(s, key) for name, s in evaluation["splits"].items() if name in OOD and s.get(key)]
+  splits = [s for name, s in evaluation["splits"].items() if name in OOD and s.get(key)]
+  groups = [g for s in splits if len(g := _graded(_bits(s, key)))]
   return statistics.mean_of_groups(groups) if groups else None
 
 
@@ -150,7 +156,8 @@ def ood_difference(after: dict, before: dict, key: str = "correct") -> dict | No
     second, first = _bits(split, key), _bits(before["splits"].get(name))
     if len(first) != len(second):
       return None
-    groups.append(second - first)
+    if len(gained := _graded(second - first)):
+      groups.append(gained)
   return statistics.mean_of_groups(groups) if groups else None
 
 

@@ -146,6 +146,9 @@ def test_rooms_that_hold_nothing_are_refused(style, data, config, tokenizer):
     pipeline.check_room(data, tokenizer, tight)
   alone = dataclasses.replace(tight, bank=config_lib.BankConfig(capacity=0))
   pipeline.check_room(data, tokenizer, alone)
+  blind = dataclasses.replace(config, eval=dataclasses.replace(config.eval, prompt=4))
+  with pytest.raises(ValueError, match="no problem of split 'id' fits config.eval.prompt = 4"):
+    pipeline.check_room(data, tokenizer, blind)
 
 
 def test_a_tokenizer_of_another_style_is_refused(data, tokenizer, style):

@@ -160,6 +160,9 @@ def test_math_trains_without_a_cold_start(tmp_path):
   with pytest.raises(ValueError, match="no plans to fill the bank"):
     bank = config_lib.BankConfig(capacity=16, bootstrap=4)
     train.check_data(dataclasses.replace(config, bank=bank), make_dataset(data))
+  with pytest.raises(ValueError, match="eval.first = 100000: split 'test' of math has"):
+    far = dataclasses.replace(config.eval, first=100_000)
+    train.check_data(dataclasses.replace(config, eval=far), make_dataset(data))
 
 
 def test_a_set_for_evaluation_is_not_trained_on(tmp_path):
