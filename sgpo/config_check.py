@@ -22,11 +22,13 @@ _NOT_NEGATIVE = (
   "sft.steps sgpo.steps sgpo.siblings data.families bank.capacity bank.retrieved "
   "sampling.temperature sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap "
   "sgpo.clip_low sgpo.clip_high lora.rank model.window model.global_every model.attention_cap "
-  "model.logit_cap model.query_scale model.rope.local_theta model.rope.gain"
+  "model.logit_cap model.query_scale model.rope.local_theta model.rope.gain sft.weight_decay "
+  "sgpo.strategy_weight sgpo.eps reward.own reward.transfer reward.form reward.leak "
+  "reward.agreement reward.faithfulness"
 ).split()
 _SHARES = (
   "data.annotated data.practice data.practice_families data.hint_rate data.own_hint_rate "
-  "data.bare_rate critic.gae bank.dropout bank.admit sampling.top_p"
+  "data.bare_rate critic.gae bank.dropout bank.admit bank.merge sampling.top_p sgpo.b2"
 ).split()
 
 UNREAD = (  # key, its value that means nothing is asked, stages that do not read it

@@ -56,6 +56,8 @@ def test_default_round_trips():
     ("sgpo.clip", -1.0, "must be positive"),
     ("sft.learning_rate", float("nan"), "must be positive"),
     ("bank.bootstrap", -1, "must not be negative"),
+    ("reward.own", float("nan"), "must not be negative"),
+    ("sgpo.b2", 2.0, "must lie in"),
     ("bank.retrieved", 5000, "exceeds capacity"),
     ("eval.strategy", 16, "config.eval.strategy = 16 must hold"),
     ("mesh", (1, 1, 1), "must have two entries"),
