@@ -26,7 +26,7 @@ class Bank:
   length_N: jax.Array  # int32, tokens
   embedding_ND: jax.Array  # float32, unit rows: the problem that the strategy came from
   domain_N: jax.Array  # int32
-  successes_N: jax.Array  # float32, of executions on sibling problems
+  successes_N: jax.Array  # float32, on siblings; of several executions on one their mean
   trials_N: jax.Array  # float32
   uses_N: jax.Array  # int32, families that were handed this entry
   last_used_N: jax.Array  # int32, step
@@ -244,8 +244,8 @@ def add(
      domain's candidates never evict a domain's best or last entry, and evict only while theirs is
      less crowded.
   4. Status: ACTIVE from `min_trials` trials on with a lower bound of at least `admit`,
-     QUARANTINED again as soon as the bound falls below it. An entry that a person has marked
-     ACTIVE is believed until it has so many trials.
+     QUARANTINED again as soon as the bound falls below it. What a person has marked ACTIVE
+     remains so until it is tried; its bound is 0, so that any other entry comes before it.
 
   Returns:
     The bank, and float32 scalars `admitted`, `merged`, `refused` (they add up to the candidates
@@ -277,7 +277,7 @@ def add(
 
   bound_N = lower_bound(bank.successes_N, bank.trials_N)
   proven_N = (bank.trials_N >= min_trials) & (bound_N >= admit)
-  trusted_N = (bank.trials_N < min_trials) & (bank.status_N == ACTIVE)
+  trusted_N = (bank.trials_N == 0) & (bank.status_N == ACTIVE)
   status_N = jnp.where(proven_N | trusted_N, jnp.int32(ACTIVE), QUARANTINED)
   bank = bank.replace(status_N=jnp.where(bank.status_N == EMPTY, EMPTY, status_N))
   merged = (entries.valid_C & (found_C | admitted_C)[leader_C]).sum() - admitted_C.sum()

@@ -87,18 +87,20 @@ def import_jsonl(
   width: int,
   domains: Sequence[str],
   embed: Callable[[list[str]], Any] | None = None,
+  probe: Callable[[str], bool] | None = None,
 ) -> bank_lib.Bank:
   """Reads a bank from JSON lines; rows take the file's order. All lines are good, or none is taken.
 
   "strategy" and "domain" must be there. Without an "embedding" the text under "problem" is
-  embedded; where lines have both, the problems tell whether the vectors are of this model. Counts
-  are 0, "source" unknown and "status" quarantined where a line does not say.
+  embedded. Counts are 0, "source" unknown and "status" quarantined where a line does not say.
   "example" and unknown keys are ignored, unless they look like a misspelt key. Empty lines too.
 
   Args:
     encode: a strategy's text to its token ids, without the closing symbol.
     domains: names; their order gives `Bank.domain_N`.
     embed: texts of problems to vectors [len(texts), width].
+    probe: whether a problem may tell if the vector beside it is of the model that embeds; without
+      it vectors are taken as they are.
 
   Raises:
     ValueError: names the file, the line, the field and what to write instead.
@@ -113,8 +115,9 @@ def import_jsonl(
     if entry["embedding"] is None and embed is None:
       raise ValueError(f"{where}: embedding is missing and no `embed` was given; pass one")
     entries.append(entry)
-  if embed is not None:
-    _check_model(path, [entry for entry in entries if entry["embedding"] is not None], embed)
+  if probe is not None:
+    told = [entry for entry in entries if entry["embedding"] is not None and entry["problem"]]
+    _check_model(path, [entry for entry in told if probe(entry["problem"])][:PROBES], embed)
   missing = [entry for entry in entries if entry["embedding"] is None]
   if missing:
     vectors = np.asarray(embed([entry["problem"] for entry in missing]), np.float32)
@@ -127,11 +130,11 @@ def import_jsonl(
 
 def _check_model(path: str | os.PathLike, entries: list[dict], embed) -> None:
   """Raises ValueError where vectors have nothing to do with their problems' by this model."""
-  both = [entry for entry in entries if entry["problem"].strip()][:PROBES]
-  if len(both) < PROBES // 4:
+  if len(entries) < PROBES // 4:
     return
-  mine = np.asarray(embed([entry["problem"] for entry in both]), np.float32)
-  cosine = float(np.median([m @ entry["embedding"] for m, entry in zip(mine, both, strict=True)]))
+  mine = np.asarray(embed([entry["problem"] for entry in entries]), np.float32)
+  given = np.array([entry["embedding"] for entry in entries])
+  cosine = float(np.median((mine * given).sum(1)))
   if cosine < RELATED:
     raise ValueError(
       f"{path}: embeddings are of another model, at a median cosine of {cosine:.2f} to this "

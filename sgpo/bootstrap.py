@@ -59,12 +59,17 @@ def families_of(examples: list[Problem], count: int) -> tuple[list[list[Problem]
   return families, np.array(true)
 
 
-def from_file(params, dataset, tokenizer, config: Config, lm: LM) -> bank_lib.Bank:
+def from_file(
+  params, dataset, tokenizer, config: Config, lm: LM, final: bool = True
+) -> bank_lib.Bank:
   """The bank of `config.bank.file`; problems without a vector are embedded by `params`.
+
+  `final`: these parameters will read the bank, and vectors of another model are refused.
 
   Raises:
     ValueError: names the line that is broken, or a problem that does not fit its room.
   """
+  fits = lambda question: len(tokenizer.encode_prompt(question)) <= config.room.prompt
 
   def embed(questions: list[str]) -> np.ndarray:
     ids = [tokenizer.encode_prompt(question) for question in questions]
@@ -81,6 +86,7 @@ def from_file(params, dataset, tokenizer, config: Config, lm: LM) -> bank_lib.Ba
   return bank_io.import_jsonl(
     config.bank.file, lambda text: tokenizer.encode_strategy(text)[:-1], config.bank.capacity,
     config.room.strategy, empty.embedding_ND.shape[1], dataset.domains, embed,
+    fits if final else None,
   )  # fmt: skip
 
 

@@ -282,7 +282,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
       position, state = loading.resume(r, params)
       if config.bank.file and state is None:  # a broken line is found now, not after a cold start
         lm = transformer.make_lm(config.model, r.tokenizer.vocab_size)
-        bootstrap.from_file(params, r.dataset, r.tokenizer, config, lm)
+        bootstrap.from_file(params, r.dataset, r.tokenizer, config, lm, final=False)
       offset = sum(loading.stage_method(r, i).steps for i in range(position.stage))
       for stage in range(position.stage, len(config.stages)):
         method = loading.stage_method(r, stage)

@@ -196,13 +196,13 @@ def test_verified_before_retrievable_and_demoted_again():
   assert bank.status_N[0] == QUARANTINED
 
 
-def test_marked_active_by_a_person_is_believed_until_it_was_tried():
+def test_marked_active_by_a_person_remains_so_until_it_is_tried():
   marked = filled([dict(tokens=[1], successes=0, trials=0)])
   marked = marked.replace(status_N=jnp.where(marked.status_N == EMPTY, EMPTY, ACTIVE))
   after, _ = ADD(marked, entries([]), jnp.int32(1))
   assert after.status_N[0] == ACTIVE
-  after, _ = ADD(after, entries([dict(tokens=[1], successes=0, trials=6)]), jnp.int32(2))
-  assert after.status_N[0] == QUARANTINED and after.trials_N[0] == 6
+  after, _ = ADD(after, entries([dict(tokens=[1], successes=0, trials=1)]), jnp.int32(2))
+  assert after.status_N[0] == QUARANTINED and after.trials_N[0] == 1
 
 
 def test_a_use_is_not_credited_to_what_took_the_row_since():

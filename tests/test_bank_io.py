@@ -121,13 +121,13 @@ def test_a_missing_folder_is_made(bank, tmp_path):
 def test_vectors_of_another_model_are_refused(tmp_path):
   rows = [GOOD | {"problem": f"How many {n}?", "embedding": [1, 0, 0]} for n in range(N)]
   rows *= bank_io.PROBES // 4 // N + 1
-  given = dict(capacity=len(rows))
+  given = dict(capacity=len(rows), probe=lambda problem: True)
   same = lambda problems: np.tile([1.0, 0.1, 0], (len(problems), 1))
   assert (read(write(tmp_path, *rows), embed=same, **given).length_N > 0).all()
+  other = lambda problems: np.tile([0, 0.1, 1.0], (len(problems), 1))
   with pytest.raises(ValueError, match="of another model, at a median cosine of 0.00"):
-    read(
-      write(tmp_path, *rows), embed=lambda problems: same(problems)[:, ::-1] * [0, 1, 1], **given
-    )
+    read(write(tmp_path, *rows), embed=other, **given)
+  read(write(tmp_path, *rows), embed=other, capacity=len(rows))  # by a model yet to be trained
 
 
 def without(name: str) -> dict:

@@ -269,7 +269,7 @@ def test_mean_out_of_distribution_leaves_the_others_out():
   assert report.ood_mean(before, "guided_correct") is None
 
 
-def test_what_could_not_be_graded_is_left_out():
+def test_what_could_not_be_graded_is_left_out(workdir):
   before, after = evaluation("sft", 0), evaluation("sgpo", 1)
   want = [summary.split_difference(after, before, "cls"), report.ood_difference(after, before)]
   for split in (*before["splits"].values(), *after["splits"].values()):
@@ -278,7 +278,10 @@ def test_what_could_not_be_graded_is_left_out():
   gained = summary.split_difference(after, before, "cls")
   assert gained == want[0]
   assert 0 < report.ood_difference(after, before)["mean"] < want[1]["mean"]
-  after["splits"]["cls"]["correct"] = "-" * 9
+  none = statistics.graded_mean(np.full(9, np.nan))
+  after["splits"]["cls"] |= dict(correct="-" * 9, pass_at_1=none)
+  write(workdir / "eval" / "sgpo.json", after)
+  assert "cls" in words(report.page(str(workdir)))
   assert summary.split_difference(after, before, "cls") is None
   assert report.ood_mean(after)["mean"] > 0
 

@@ -1,7 +1,6 @@
 """Problems to fixed-size integer arrays, in batches, with a position that can be saved.
 
-Row order does not depend on the number of processes: the global batch is cut into one shard a
-process. What does not fit its room is dropped and counted, never cut.
+Each process makes the whole batch. What does not fit its room is dropped and counted, never cut.
 """
 
 import dataclasses

@@ -40,11 +40,8 @@ def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
     ValueError: neither of both, or files that cannot be read.
   """
   if not folder.is_model(path):
-    plain = config_lib.Data()
-    if (dtype, data.template, data.chat) != ("float32", plain.template, plain.chat):
-      raise ValueError(
-        f"{path} is a run, which keeps its own dtype, template and chat: do not give them"
-      )
+    if (dtype, data.template) != ("float32", config_lib.Data().template):
+      raise ValueError(f"{path} is a run, which keeps its own dtype and template: give neither")
     config, _, tokenizer, state = loading.load(path)
     return Loaded(transformer.make_lm(config.model, tokenizer.vocab_size), state.params, tokenizer)
   model, vocab = hf_config.read_config(path)

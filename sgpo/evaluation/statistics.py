@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Interval = dict[str, float]  # {"mean": m, "low": l, "high": h}
+NAN = float("nan")
 FEW = 64  # up to so many distinct values, resampling draws their counts
 
 
@@ -116,5 +117,6 @@ def stratified_iqm(
 
 
 def graded_mean(correct: np.ndarray) -> dict[str, float]:
-  """The mean with its interval, over what could be graded."""
-  return bootstrap_interval(correct[~np.isnan(correct)])
+  """The mean with its interval, over what could be graded; nan where nothing could."""
+  graded = correct[~np.isnan(correct)]
+  return bootstrap_interval(graded) if len(graded) else dict.fromkeys(("mean", "low", "high"), NAN)

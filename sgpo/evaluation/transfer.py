@@ -45,10 +45,12 @@ def _pairs(dataset, solver: Solver, split: str) -> list[list[Problem]]:
   Raises:
     ValueError: there are none that fit.
   """
+  count = solver.config.eval.transfer_pairs
   drawn = pipeline.distinct_families(dataset, split, 2, solver.config.eval.first)
+  drawn = itertools.islice(drawn, 20 * (count + 50))
   fits = (pipeline.fitting(family, solver.tokenizer, solver.room) for family in drawn)
   usable = (pair for pair in fits if len(pair) == 2 and pair[0].gold != pair[1].gold)
-  pairs = list(itertools.islice(usable, solver.config.eval.transfer_pairs))
+  pairs = list(itertools.islice(usable, count))
   if not pairs:
     raise ValueError(
       f"no two problems of a class of split {split!r} fit config.eval.prompt = "

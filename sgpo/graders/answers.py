@@ -4,14 +4,15 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-# A heading of Markdown, words with text below them, marks nothing.
-_HASHES = re.compile(r"####(?![ \t]*[^\W\d_]{2}[^\n]*\n\s*\S)")
+# A heading of Markdown marks nothing: words without a number, or a step's, with text below them.
+_HASHES = re.compile(
+  r"####(?![ \t]*(?:(?i:step|part|case|method|section|question|problem)\b[^\n]*"
+  r"|[^\W\d_]{2}[^\n\d]*)\n\s*\S)"
+)
 _PHRASE = re.compile(r"answer\s*(?:is\s*:?|:|=)", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _FENCES = ("$$", "\\[", "\\]", "\\(", "\\)")  # alone on their line
-_WRAPPED = re.compile(
-  r"\*\*\s*(.+?)\s*(?:\*\*|$)|`([^`]+)`|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]"
-)
+_BOLD = re.compile(r"(?<![\w)])\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\w)")
 
 
 class Grade(NamedTuple):
@@ -44,7 +45,7 @@ def marked_answer(text: str) -> str | None:
   r"""The final answer where a text marks one: `#### a`, `\boxed{a}`, `the answer is a`.
 
   The last `####` or `\boxed` counts, and only without any a phrase, the last one. Of a line counts
-  what stands behind the mark; behind a phrase without emphasis or mathematics' dollars around it.
+  what stands behind the mark; behind a phrase without Markdown's emphasis and the full stop.
   """
   hashes, boxes = list(_HASHES.finditer(text)), list(_BOXED.finditer(text))
   if boxes and not (hashes and hashes[-1].start() > boxes[-1].start()):
@@ -53,6 +54,5 @@ def marked_answer(text: str) -> str | None:
     return _line(text[hashes[-1].end() :])
   if phrases := list(_PHRASE.finditer(text)):
     line = _line(text[phrases[-1].end() :])
-    wrapped = _WRAPPED.match(line)
-    return next(filter(None, wrapped.groups()), line).strip() if wrapped else line
+    return _BOLD.sub(r"\1", line.removeprefix("** ").replace("`", "")).strip().rstrip(".")
   return None

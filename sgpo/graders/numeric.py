@@ -12,6 +12,8 @@ _NUMBER = re.compile(
 )
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)\s*(\d))")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_SUM = re.compile(r"[\s\d.,$€£()+*/×x-]+")  # a calculation, before what it makes
+_OPERATOR = re.compile(r"\d\s*[+*/×x-]")
 _NOISE = re.compile(r"\\[$%!,;: ]|[$€£`]|\*(?!\d)|(?<!\d)\*")
 TOLERANCE = Fraction(1, 1000)  # of answers that are not whole
 
@@ -31,9 +33,9 @@ def _numbers(text: str) -> list[tuple[Fraction, int]]:
 def read(text: str, marked: bool = False) -> Fraction | None:
   """The number that a text gives as its answer.
 
-  The first one behind its mark (see `marked_answer`), of an equation the side that is one number;
-  without a mark, the last one of the text, or none where it must be `marked`. Thousands' commas,
-  currencies, units and signs are understood, and `a/b`.
+  The first one behind its mark (see `marked_answer`), of 3 * 6 = 18 what it makes; without a mark
+  the last one of the text, or none where it must be `marked`. Thousands' commas, currencies, units
+  and signs are understood, and `a/b`.
   """
   answer = marked_answer(text)
   if answer is None and marked:
@@ -43,8 +45,11 @@ def read(text: str, marked: bool = False) -> Fraction | None:
     return None
   if answer is None:
     return found[-1][0]
-  sides = [side for side in map(_numbers, answer.split("=")) if len(side) == 1]
-  return (sides[-1] if "=" in answer and sides else found)[0][0]
+  left, equals, right = answer.partition("=")
+  while equals and _SUM.fullmatch(left) and _OPERATOR.search(left) and _numbers(right):
+    found = _numbers(right)
+    left, equals, right = right.partition("=")
+  return found[0][0]
 
 
 def equal(answer: Fraction, gold: str) -> bool:
