@@ -1,8 +1,9 @@
-"""The search behind the table: every method at several learning rates, on a seed of its own.
+"""The search behind the table: every method with the same few values, on a seed of its own.
 
 python -m experiments.method_table.search --out=experiments/method_table/search
 
-One cold start that the table does not use, and problems that it does not use, either.
+One cold start and problems that the table does not use: each method at
+three learning rates, then in larger groups or with another divergence penalty where it has one.
 With --show=FILE, the table of records that are there.
 """
 
@@ -15,30 +16,37 @@ from experiments.method_table import methods
 from experiments.method_table.run import PRESETS
 
 SEED = 100
-RATES = (1e-4, 3e-4, 1e-3)
-VARIANTS = {  # of SGPO, beside the table's
-  "sgpo_share_10": "--config.sgpo.share=10.0",
+RATES = (3e-4, 6e-4, 1e-4)
+CHANGES = {  # what else is tried at the table's rate, and on which methods
+  "groups_8": (  # instead of 4, with as many executions
+    ("--config.sgpo.strategies=8", "--config.sgpo.sources=8"),
+    ("rft", "grpo", "prm", "sgpo", "rlhf"),
+  ),
+  "kl": (("--config.sgpo.kl=0.02",), ("grpo", "sgpo")),
+  "kl_0.02": (("--config.critic.kl=0.02",), ("rlhf",)),
 }
 PROBLEMS = ("--config.eval.problems=256",)
 
 
 def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
-  """The cold start, and each method at each rate asked for."""
+  """The cold start, each method at each rate, and the changes that it has."""
   start = methods.cold(args, SEED)
   out = {methods.COLD: [start]}
-  wanted = dict(methods.METHODS)
-  wanted |= {name: ("sgpo", (*methods.SGPO, change)) for name, change in VARIANTS.items()}
-  for name, (stage, changes) in wanted.items():
-    for rate in map(float, args.rates.split(",")):
+  for rate in RATES:
+    for name, (stage, changes) in methods.METHODS.items():
       full = f"{name}_{rate:g}"
       out[full] = [methods.job(args, full, stage, changes, start, rate)]
+  for what, (change, names) in CHANGES.items():
+    for name in names:
+      stage, changes = methods.METHODS[name]
+      full = f"{name}_{what}"
+      out[full] = [methods.job(args, full, stage, (*changes, *change), start)]
   return out
 
 
 def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--rates", default=",".join(f"{rate:g}" for rate in RATES))
   parser.add_argument("--config", default="configs/word_problems.py")
   parser.add_argument("--examples", type=int, default=0, help="as of the table")
   parser.add_argument("--runs", default="runs/method_table")
