@@ -10,7 +10,7 @@ from flax import struct
 from sgpo import losses, policy, updates
 from sgpo.config import Config
 from sgpo.models.transformer import LM
-from sgpo.types import Families, Symbols, TrainState, flatten, within
+from sgpo.types import Families, Symbols, TrainState, alone, flatten, within
 
 
 @struct.dataclass
@@ -29,7 +29,6 @@ class Piece:
 def by_problem(piece: Piece) -> Piece:
   """The same with a family for each problem. Siblings read their source's strategies, no more."""
   P, J = piece.families.length_PJ.shape
-  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
   spread = lambda x: x.repeat(J, axis=0)
   reference = piece.reference
   if reference is not None:
@@ -39,14 +38,11 @@ def by_problem(piece: Piece) -> Piece:
     )  # fmt: skip
   return Piece(
     families=flatten(piece.families),
-    rollout=policy.Rollout(
-      strategy=jax.tree.map(spread, piece.rollout.strategy),
-      execution=jax.tree.map(alone, piece.rollout.execution),
-    ),
+    rollout=piece.rollout.by_problem(),
     advantage_PG=spread(piece.advantage_PG),
     advantage_PGJ=alone(piece.advantage_PGJ.swapaxes(1, 2)).swapaxes(1, 2),
     reference=reference,
-    taught=jax.tree.map(alone, piece.taught),
+    taught=alone(piece.taught),
     source_P=jnp.arange(P * J) % J == 0,
   )
 

@@ -13,7 +13,7 @@ from sgpo import bank as bank_lib
 from sgpo import config as config_lib
 from sgpo.models import sampler, transformer
 from sgpo.models.transformer import LM, Prefix
-from sgpo.types import Segment, Symbols, slots, within
+from sgpo.types import Segment, Symbols, alone, slots, within
 
 
 @struct.dataclass
@@ -22,6 +22,12 @@ class Rollout:
 
   strategy: Segment  # arrays [P, G, S]
   execution: Segment  # arrays [P, J, G, E]
+
+  def by_problem(self) -> "Rollout":
+    """The same with a family for each problem, each with the strategies of its source."""
+    J = self.execution.length_B.shape[1]
+    strategy = jax.tree.map(lambda x: x.repeat(J, axis=0), self.strategy)
+    return Rollout(strategy=strategy, execution=alone(self.execution))
 
 
 @struct.dataclass

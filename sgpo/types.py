@@ -80,10 +80,14 @@ class Families:
   gold_PJU: jax.Array | None = None  # uint8, answers as UTF-8 text, where the host grades; 0 behind
 
 
+def alone(tree: Any) -> Any:
+  """Arrays [P, J, ...] as [P * J, 1, ...]: each problem a family of its own."""
+  return jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), tree)
+
+
 def flatten(families: Families) -> Families:
   """P families of J problems as P * J families of one problem."""
-  P, J = families.length_PJ.shape
-  alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
+  J = families.length_PJ.shape[1]
   repeat = lambda x: x.repeat(J, axis=0)
   return Families(
     prompt_PJT=alone(families.prompt_PJT), length_PJ=alone(families.length_PJ),

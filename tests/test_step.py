@@ -357,12 +357,7 @@ def test_a_family_learns_its_best_strategy(config, symbols, pooled):
     reward=dataclasses.replace(config.reward, faithfulness=0.0),
   )  # fmt: skip
   if pooled:  # the same texts, written by every problem of a family for itself
-    alone = lambda x: x.reshape(P * J, 1, *x.shape[2:])
-    rollout = policy.Rollout(
-      jax.tree.map(lambda x: jnp.repeat(x, J, axis=0), rollout.strategy),
-      jax.tree.map(alone, rollout.execution),
-    )
-    families = types.flatten(families)
+    rollout, families = rollout.by_problem(), types.flatten(families)
   lm = transformer.make_lm(config.model, V)
   params = talkative_params(config, symbols)
   r = rewarded(config, families, rollout, symbols)

@@ -8,7 +8,6 @@ the problem without them. All arms solve the same problems.
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 
@@ -203,11 +202,11 @@ def main() -> int:
   text = markdown(found, means, command)
   print(text)
   if args.out:
-    os.makedirs(args.out, exist_ok=True)
-    with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:
+    with files.replacing(os.path.join(args.out, "result.md")) as file:
       file.write(text)
-    with open(os.path.join(args.out, "result.json"), "w", encoding="utf-8") as file:
-      json.dump({"command": command, "runs": found, "means": means}, file, indent=1)
+    files.write_json(
+      os.path.join(args.out, "result.json"), {"command": command, "runs": found, "means": means}
+    )
     picture(means, os.path.join(args.out, "result.svg"))
   return 0
 

@@ -7,7 +7,6 @@ Runs that have a record in OUT/records.jsonl are not made again; one that was st
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from functools import partial
 
 from experiments import runs, tables
 from experiments.method_table import methods
+from sgpo import files
 
 PRESETS = {  # options of every run, of cold starts, of methods; seeds
   "full": (
@@ -141,14 +141,13 @@ def finish(
     print("no table, since controls do not fail:\n  " + "\n  ".join(broken), file=sys.stderr)
     return 1
   print(text)
-  with open(os.path.join(args.out, "result.md"), "w", encoding="utf-8") as file:
+  with files.replacing(os.path.join(args.out, "result.md")) as file:
     file.write(text)
   summary = {
     name: {head: tables.summary(records, head) for head in tables.HEADS}
     for name, records in found.items()
   }
-  with open(os.path.join(args.out, "result.json"), "w", encoding="utf-8") as file:
-    json.dump(summary | more, file, indent=1)
+  files.write_json(os.path.join(args.out, "result.json"), summary | more)
   (picture or partial(tables.picture, found))(os.path.join(args.out, "result.svg"))
   return 0
 

@@ -8,7 +8,6 @@ its least step, a reward model at its end.
 
 import argparse
 import collections
-import json
 import os
 import sys
 
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments import tables
-from sgpo import allocator, config, critics, loading, policy, rewards
+from sgpo import allocator, config, critics, files, loading, policy, rewards
 from sgpo.data import pipeline
 from sgpo.evaluation import statistics
 from sgpo.methods import prm
@@ -135,10 +134,9 @@ def main() -> int:
   )
   print(text)
   if args.out:
-    with open(os.path.join(args.out, "verifiers.md"), "w", encoding="utf-8") as file:
+    with files.replacing(os.path.join(args.out, "verifiers.md")) as file:
       file.write(text)
-    with open(os.path.join(args.out, "verifiers.json"), "w", encoding="utf-8") as file:
-      json.dump(kept, file, indent=1)
+    files.write_json(os.path.join(args.out, "verifiers.json"), kept)
   return 0
 
 

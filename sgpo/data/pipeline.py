@@ -74,6 +74,14 @@ def fitting(problems: Iterable[Problem], tokenizer: Tokenizer, room: Room) -> li
   return [p for p in problems if fits(p, tokenizer, room)]
 
 
+def no_room(split: str, config: Config) -> ValueError:
+  """The error of a split without a problem that fits."""
+  return ValueError(
+    f"no problem of split {split!r} fits config.eval.prompt = {config.eval.prompt} and "
+    f"config.room.numbers = {config.room.numbers}; raise them"
+  )
+
+
 def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
   """Refuses rooms that would drop nearly all strategies, nearly all hints, or a split's problems.
 
@@ -86,10 +94,7 @@ def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
   for split in dataset.splits:
     probed = range(first, min(first + PROBED, dataset.size(split)))
     if not any(fits(dataset.problem(split, i), tokenizer, room) for i in probed):
-      raise ValueError(
-        f"no problem of split {split!r} fits config.eval.prompt = {config.eval.prompt} and "
-        f"config.room.numbers = {config.room.numbers}; raise them"
-      )
+      raise no_room(split, config)
   if not dataset.plans:
     return
   known = min(PROBED, config.data.worked_examples)

@@ -148,10 +148,7 @@ def _evaluate(solver: Solver, dataset, log: Callable[[str], None]) -> tuple[dict
     problems = [dataset.problem(split, i) for i in range(start, start + count)]
     problems = pipeline.fitting(problems, tokenizer, solver.room)
     if not problems:
-      raise ValueError(
-        f"no problem of split {split!r} fits config.eval.prompt = {config.eval.prompt} and "
-        f"config.room.numbers = {config.room.numbers}; raise them"
-      )
+      raise pipeline.no_room(split, config)
     out = solve_problems(problems, solver, dataset.domains, guided=False)
     guided = None
     if solver.has_bank:

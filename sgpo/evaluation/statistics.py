@@ -116,7 +116,12 @@ def stratified_iqm(
   return _interval(interquartile_mean(scores_RT), middle, confidence)
 
 
-def graded_mean(correct: np.ndarray) -> dict[str, float]:
+def graded(correct: np.ndarray) -> np.ndarray:
+  """Without what could not be graded, which is nan."""
+  return correct[~np.isnan(correct)]
+
+
+def graded_mean(correct: np.ndarray) -> Interval:
   """The mean with its interval, over what could be graded; nan where nothing could."""
-  graded = correct[~np.isnan(correct)]
-  return bootstrap_interval(graded) if len(graded) else dict.fromkeys(("mean", "low", "high"), NAN)
+  known = graded(correct)
+  return bootstrap_interval(known) if len(known) else dict.fromkeys(("mean", "low", "high"), NAN)

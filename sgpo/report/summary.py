@@ -128,14 +128,10 @@ def _bits(split: dict | None, key: str = "correct") -> np.ndarray:
   return np.array([np.nan if c == "-" else int(c) for c in (split or {}).get(key) or ""], float)
 
 
-def _graded(values: np.ndarray) -> np.ndarray:
-  return values[~np.isnan(values)]
-
-
 def split_difference(after: dict | None, before: dict | None, name: str) -> dict | None:
   """Accuracy gained on a split, problem by problem; None without the same problems in both."""
   second, first = (_bits(e and e["splits"].get(name)) for e in (after, before))
-  if len(first) != len(second) or not len(gained := _graded(second - first)):
+  if len(first) != len(second) or not len(gained := statistics.graded(second - first)):
     return None
   return statistics.bootstrap_interval(gained)
 
@@ -143,7 +139,7 @@ def split_difference(after: dict | None, before: dict | None, name: str) -> dict
 def ood_mean(evaluation: dict, key: str = "correct") -> dict | None:
   """The mean accuracy of the out-of-distribution splits, bootstrapped within each split."""
   splits = [s for name, s in evaluation["splits"].items() if name in OOD and s.get(key)]
-  groups = [g for s in splits if len(g := _graded(_bits(s, key)))]
+  groups = [g for s in splits if len(g := statistics.graded(_bits(s, key)))]
   return statistics.mean_of_groups(groups) if groups else None
 
 
@@ -156,7 +152,7 @@ def ood_difference(after: dict, before: dict, key: str = "correct") -> dict | No
     second, first = _bits(split, key), _bits(before["splits"].get(name))
     if len(first) != len(second):
       return None
-    if len(gained := _graded(second - first)):
+    if len(gained := statistics.graded(second - first)):
       groups.append(gained)
   return statistics.mean_of_groups(groups) if groups else None
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -108,14 +107,6 @@ def test_hints_without_room_are_left_out_and_the_example_stays(tokenizer):
   hopeless = pipeline.example_batches(Numbered(), tokenizer, config(prompt=3), 0)
   with pytest.raises(ValueError, match="worked examples in a row do not fit"):
     next(hopeless)
-
-
-def test_every_process_makes_the_whole_batch(tokenizer, monkeypatch):
-  make = lambda: pipeline.example_batches(Numbered(), tokenizer, config(strategy=9), 5)
-  want = next(make())
-  monkeypatch.setattr(jax, "process_count", lambda: 4)
-  monkeypatch.setattr(jax, "process_index", lambda: 3)
-  jax.tree.map(np.testing.assert_array_equal, next(make()), want)
 
 
 def test_family_arrays_of_any_list(tokenizer):
