@@ -32,26 +32,31 @@ METHODS = {  # name: (stage, what it changes)
 BASELINES = ("sft", "rft", "grpo", "rlhf", "prm")
 
 
-def _examples(args) -> tuple[str, tuple[str, ...]]:
-  """What `--examples` adds to the name and to the options of a run: nothing where it is 0."""
-  if not args.examples:
-    return "", ()
-  return f"_w{args.examples}", (f"--config.data.worked_examples={args.examples}",)
+def _setting(args) -> tuple[str, tuple[str, ...]]:
+  """What `--examples` and `--annotated` add to the name and to the options of a run."""
+  name, options = "", []
+  if args.examples:
+    name += f"_w{args.examples}"
+    options.append(f"--config.data.worked_examples={args.examples}")
+  if args.annotated:
+    name += f"_a{args.annotated:g}"
+    options.append(f"--config.data.annotated={args.annotated:g}")
+  return name, tuple(options)
 
 
 def cold(args, seed: int, name: str = COLD, changes: tuple[str, ...] = ()) -> Job:
   """The cold start of a seed, from which methods go on."""
-  suffix, examples = _examples(args)
-  return Job(name + suffix, seed, "sft", args.config, (*DATA, *args.cold, *changes, *examples))
+  suffix, setting = _setting(args)
+  return Job(name + suffix, seed, "sft", args.config, (*DATA, *args.cold, *changes, *setting))
 
 
 def job(
   args, name: str, stage: str, changes: tuple[str, ...], start: Job, rate: float | None = None
 ) -> Job:
   """A run of a method: what all share, then what it changes. `rate`: that of RATES unless given."""
-  suffix, examples = _examples(args)
+  suffix, setting = _setting(args)
   learning = f"--config.sgpo.learning_rate={rate or RATES[stage]:g}"
-  options = (*DATA, *args.options, *COMMON, learning, *changes, *examples)
+  options = (*DATA, *args.options, *COMMON, learning, *changes, *setting)
   return Job(name + suffix, start.seed, stage, args.config, options, start)
 
 

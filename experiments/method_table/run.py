@@ -43,6 +43,12 @@ def parser(description: str, runs_folder: str) -> argparse.ArgumentParser:
   flags.add_argument(
     "--examples", type=int, default=0, help="worked; those of --config unless given"
   )
+  flags.add_argument(
+    "--annotated",
+    type=float,
+    default=0.0,
+    help="share of classes with worked examples; that of methods.py unless given",
+  )
   flags.add_argument("--runs", default=runs_folder, help="folder of the runs")
   flags.add_argument("--workers", type=int, default=2, help="runs at a time, a core each")
   flags.add_argument("--out", default="", help="folder of records and results; else that of runs")
@@ -89,6 +95,7 @@ def header(
   flags = [f"--preset={args.preset}", f"--seeds={','.join(map(str, args.seeds))}"]
   flags += [f"--methods={args.methods}"] if args.methods else []
   flags += [f"--examples={args.examples}"] if args.examples else []
+  flags += [f"--annotated={args.annotated:g}"] if args.annotated else []
   flags += more
   return (
     f"Made by `python -m experiments.{module}.run {' '.join(flags)}` on {args.config}, "

@@ -48,7 +48,6 @@ def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--config", default="configs/word_problems.py")
-  parser.add_argument("--examples", type=int, default=0, help="as of the table")
   parser.add_argument("--runs", default="runs/method_table")
   parser.add_argument("--workers", type=int, default=2)
   parser.add_argument("--out", default="runs/method_table_search", help="folder of records")
@@ -63,6 +62,7 @@ def main() -> int:
   os.makedirs(args.out, exist_ok=True)
   _, cold, method, _ = PRESETS["full"]
   args.cold, args.options = (*PROBLEMS, *cold), (*PROBLEMS, *method)
+  args.examples = args.annotated = 0  # the table's setting
   try:
     found = runs.results(jobs(args), args.out, args.runs, args.workers)
   except RuntimeError as error:

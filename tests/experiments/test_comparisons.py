@@ -119,7 +119,11 @@ def test_no_table_where_a_control_does_not_fail():
 
 def test_methods_share_their_batch_and_name_their_cold_start():
   args = argparse.Namespace(
-    config="configs/word_problems.py", cold=(), options=("--config.eval.problems=8",), examples=0
+    config="configs/word_problems.py",
+    cold=(),
+    options=("--config.eval.problems=8",),
+    examples=0,
+    annotated=0,
   )
   for name, (stage, changes) in methods.METHODS.items():
     job = methods.job(args, name, stage, changes, methods.cold(args, 2))
@@ -130,10 +134,14 @@ def test_methods_share_their_batch_and_name_their_cold_start():
     assert config.sgpo.sources == 16 and config.eval.problems == 8
     assert config.sgpo.learning_rate == methods.RATES[stage]
   more = methods.job(args, "grpo", "grpo", (), methods.cold(args, 2))
-  args.examples = 2500
+  args.examples, args.annotated = 2500, 0.15
   (job,) = methods.jobs(args, {"grpo": ("grpo", ())}, [methods.cold(args, 2)])["grpo"]
-  assert (job.name, job.start.name) == ("grpo_w2500", "cold_w2500")
-  assert {*job.options} - {*more.options} == {"--config.data.worked_examples=2500"}
+  assert (job.name, job.start.name) == ("grpo_w2500_a0.15", "cold_w2500_a0.15")
+  assert {*job.options} - {*more.options} == {
+    "--config.data.worked_examples=2500", "--config.data.annotated=0.15",
+  }  # fmt: skip
+  config = runs.configured("configs/word_problems.py", (*job.options, "--config.stages=('grpo',)"))
+  assert config.data.annotated == 0.15  # behind the usual one, which it replaces
 
 
 def test_curves_over_data_share_the_cold_start_and_pair_the_methods(tmp_path):
@@ -142,6 +150,7 @@ def test_curves_over_data_share_the_cold_start_and_pair_the_methods(tmp_path):
     cold=(),
     options=(),
     examples=0,
+    annotated=0,
     curve_seeds=[1],
     worked=[800, 2500],
     families=[16],
