@@ -48,9 +48,8 @@ def by_problem(piece: Piece) -> Piece:
 
 
 def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
-  """The tokens that carry loss: strategies, and executions without the calculator's tokens."""
-  execution = rollout.execution
-  return rollout.strategy.written_BL, execution.written_BL & ~execution.forced_BL
+  """The tokens of strategies and of executions that carry loss: all that the policy chose."""
+  return tuple(s.written_BL & ~s.forced_BL for s in (rollout.strategy, rollout.execution))
 
 
 def policy_loss(

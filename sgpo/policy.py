@@ -120,13 +120,24 @@ def _inputs(tokens_BGL, length_BG, opening, start_BG):
 def extract(
   lm: LM, params, prefix: Prefix, group: int, room: int, key, *, symbols: Symbols, sampling
 ) -> tuple[Segment, sampler.Context]:
-  """s ~ pi(. | prompt): `group` strategies for each prompt, arrays [B, G, S]."""
+  """s ~ pi(. | prompt): `group` strategies for each prompt, arrays [B, G, S].
+
+  A room of 1 holds the closing marker alone: it is set, not sampled, and there is no strategy.
+  """
   context = sampler.empty_context(prefix, group)
-  return sampler.generate(
+  segment, context = sampler.generate(
     lm, params, prefix, context, key,
     room=room, opening=symbols.strategy, stop=symbols.execute,
     symbols=symbols, sampling=sampling.replace(calculator=False),
   )  # fmt: skip
+  if room == 1:  # what was sampled has not been read, so the context is right as it is
+    segment = segment.replace(
+      tokens_BL=jnp.full_like(segment.tokens_BL, symbols.execute),
+      logp_BL=jnp.zeros_like(segment.logp_BL),
+      forced_BL=jnp.ones_like(segment.forced_BL),
+      truncated_B=jnp.zeros_like(segment.truncated_B),
+    )
+  return segment, context
 
 
 def read_strategy(

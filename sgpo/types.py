@@ -116,7 +116,7 @@ class Segment:
   tokens_BL: jax.Array  # int32 [..., L], the stop token included, pad behind it
   logp_BL: jax.Array  # float32 [..., L], under softmax(logits / temperature)
   length_B: jax.Array  # int32 [...], tokens written, the stop token included
-  forced_BL: jax.Array  # bool [..., L], written by the calculator
+  forced_BL: jax.Array  # bool [..., L], set, not sampled: the calculator's
   truncated_B: jax.Array  # bool [...], no stop token within L
 
   @property

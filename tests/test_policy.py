@@ -1,12 +1,14 @@
 """The shared-prefix computation against the plain one, and the sampler against the trainer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import policy
+from sgpo import objective, policy
 from sgpo.models import sampler, transformer
 from sgpo.types import Segment, within
 
@@ -139,6 +141,25 @@ def test_segments_end_at_their_stop_token(lm, params, prompts, symbols):
       assert (row[length:] == symbols.pad).all()
       assert cut == (row[length - 1] != stop)
       assert not cut or length == len(row)
+
+
+def test_a_room_of_one_is_no_strategy(lm, params, prompts, symbols):
+  sampling = config_lib.Sampling(temperature=0.0, calculator=False)
+  bare = dataclasses.replace(ROOM, strategy=1)
+  out = policy.rollout(
+    lm, params, *prompts, jax.random.key(0), group=G, room=bare, symbols=symbols, sampling=sampling
+  )
+  assert (out.strategy.tokens_BL == symbols.execute).all() and (out.strategy.length_B == 1).all()
+  assert not objective.loss_masks(out)[0].any()  # nobody chose these tokens
+  tokens_BT, length_B = prompts[0].reshape(P * J, T), prompts[1].reshape(P * J)
+  _, prefix = lm.prefill(params, tokens_BT, length_B)
+  given = jnp.full((P * J, 1, 1), symbols.execute), jnp.ones((P * J, 1), jnp.int32)
+  context = policy.read_strategy(lm, params, prefix, *given, symbols)
+  want = policy.execute(
+    lm, lm.split(params), prefix, context, E, jax.random.key(0), symbols=symbols, sampling=sampling
+  )
+  flat = out.execution.tokens_BL.reshape(P * J, G, E)
+  np.testing.assert_array_equal(flat, want.tokens_BL.repeat(G, 1))
 
 
 def test_groups_start_from_one_prompt_but_differ(lm, params, prompts, symbols):

@@ -86,7 +86,8 @@ def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
   """Refuses rooms that would drop nearly all strategies, nearly all hints, or a split's problems.
 
   Raises:
-    ValueError: fewer than a quarter of the worked examples' strategies fit config.room.strategy,
+    ValueError: fewer than a quarter of the worked examples' strategies fit config.room.strategy
+      where it is not 1,
       or of the questions with one strategy behind them config.room.prompt; or none of a split's
       first problems fits config.eval.prompt and config.room.numbers.
   """
@@ -104,7 +105,9 @@ def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
     len(tokenizer.encode_prompt(p.question, [text]))
     for p, text in zip(examples, texts, strict=True)
   ]
-  measured = {"strategy": [len(tokenizer.encode_strategy(text)) for text in texts]}
+  measured = {}
+  if config.room.strategy > 1:
+    measured["strategy"] = [len(tokenizer.encode_strategy(text)) for text in texts]
   if config.bank.capacity and config.bank.retrieved:
     measured["prompt"] = hinted  # a hint without room is left out
   for name, lengths in measured.items():
@@ -252,7 +255,7 @@ def example_batches(dataset: Dataset, tokenizer: Tokenizer, config: Config, seed
 
   def encode(index, rng):
     p = dataset.worked_example(number(index))
-    bare = rng.random() < config.data.bare_rate
+    bare = rng.random() < config.data.bare_rate or room.strategy == 1
     hinted = config.bank.retrieved and rng.random() < config.data.hint_rate and not bare
     own = strategies.render(p.plan, config.data)
     hints = _hints(dataset, own, config, rng) if hinted else []

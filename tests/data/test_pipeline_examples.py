@@ -98,6 +98,11 @@ def test_long_strategies_are_dropped_counted_and_never_cut(tokenizer):
   assert rows(second, tokenizer, 3) == want and second.dropped == first.dropped
 
 
+def test_a_room_of_one_leaves_strategies_out(tokenizer):
+  batches = pipeline.example_batches(Numbered(), tokenizer, config(strategy=1), 0)
+  assert (next(batches).strategy_length_B == 1).all() and batches.dropped == 0
+
+
 def test_hints_without_room_are_left_out_and_the_example_stays(tokenizer):
   longest = max(len(tokenizer.encode_prompt(f"Say {i:03d}.")) for i in range(KNOWN))
   tight = config(prompt=longest, hint_rate=1.0, bare_rate=0.0)
