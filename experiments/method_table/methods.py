@@ -29,7 +29,11 @@ METHODS = {  # name: (stage, what it changes)
   "prm": ("prm", ()),
   "sgpo": ("sgpo", SGPO),
 }
-BASELINES = ("sft", "rft", "grpo", "rlhf", "prm")
+OTHERS = {  # made where --methods names them: what strategies are good for at all
+  "grpo_bare": ("grpo", ("--config.room.strategy=1", "--config.eval.strategy=1")),
+  "rft_bare": ("rft", ("--config.room.strategy=1", "--config.eval.strategy=1")),
+}
+BASELINES = ("sft", "rft", "grpo", "rlhf", "prm", "grpo_bare", "rft_bare")
 
 
 def _setting(args) -> tuple[str, tuple[str, ...]]:

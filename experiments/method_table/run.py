@@ -38,7 +38,7 @@ def parser(description: str, runs_folder: str) -> argparse.ArgumentParser:
   flags = argparse.ArgumentParser(description=description)
   flags.add_argument("--preset", choices=list(PRESETS), default="full")
   flags.add_argument("--seeds", default="", help="by commas; those of the preset unless given")
-  flags.add_argument("--methods", default="", help="names by commas; all unless given")
+  flags.add_argument("--methods", default="", help="names by commas; the usual unless given")
   flags.add_argument("--config", default="configs/word_problems.py")
   flags.add_argument(
     "--examples", type=int, default=0, help="worked; those of --config unless given"
@@ -66,13 +66,13 @@ def settled(args: argparse.Namespace) -> argparse.Namespace:
   return args
 
 
-def chosen(args: argparse.Namespace, known: dict) -> list[str]:
-  """The names asked for.
+def chosen(args: argparse.Namespace, known: dict, usual: Iterable[str] = ()) -> list[str]:
+  """The names asked for; the `usual` ones, or all that are known, unless given.
 
   Raises:
     ValueError: one that is not known.
   """
-  names = args.methods.split(",") if args.methods else list(known)
+  names = args.methods.split(",") if args.methods else list(usual or known)
   if unknown := set(names) - {*known}:
     raise ValueError(f"--methods: {', '.join(sorted(unknown))} must be of {', '.join(known)}")
   return names
@@ -163,7 +163,8 @@ def main() -> int:
   """Command line."""
   args = settled(parser(__doc__.splitlines()[0], "runs/method_table").parse_args())
   try:
-    found = results(args, methods.METHODS, chosen(args, methods.METHODS))
+    known = methods.METHODS | methods.OTHERS
+    found = results(args, known, chosen(args, known, methods.METHODS))
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
