@@ -31,4 +31,4 @@ lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-parity runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-parity .pytest_cache .ruff_cache .hypothesis

@@ -70,6 +70,9 @@ def _message(error: Exception) -> str:
       text = ast.literal_eval(text)
     except (SyntaxError, ValueError):
       break
+  if "Traceback (most recent call last)" in text:  # of an error inside the configuration's file
+    text = f"{text.splitlines()[0]} {text.splitlines()[-1]}"
+    return text
   return text if text == str(error).strip() else "unknown config key " + text
 
 

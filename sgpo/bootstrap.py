@@ -96,6 +96,9 @@ def from_worked_examples(
   """Adds the plans of worked examples, with the successes of their siblings' executions.
 
   Examples of one class share siblings: where their entries merge, an execution counts as often.
+
+  Raises:
+    ValueError: none fits its room.
   """
   symbols = tokenizer.symbols
   examples = [dataset.worked_example(i) for i in range(config.data.worked_examples)]
@@ -103,7 +106,14 @@ def from_worked_examples(
   fits = lambda p: (
     pipeline.fits(p, tokenizer, config.room) and len(encode(p)) <= config.room.strategy
   )
-  groups, true = families_of([p for p in examples if fits(p)], config.bank.bootstrap)
+  fitting = [p for p in examples if fits(p)]
+  if not fitting:
+    raise ValueError(
+      f"no worked example fits config.room.prompt = {config.room.prompt} and "
+      f"config.room.strategy = {config.room.strategy}: raise them, or set "
+      "config.bank.bootstrap to 0"
+    )
+  groups, true = families_of(fitting, config.bank.bootstrap)
   run = jax.jit(partial(verify, lm=lm, config=config, symbols=symbols))
   embed = jax.jit(partial(policy.embed, lm))
   add = jax.jit(

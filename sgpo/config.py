@@ -80,7 +80,7 @@ class Data:
   strategies: str = "plan"  # plan | sentence | code: see sgpo/data/strategies.py
   codes: int = 4  # tokens of a code; 32^codes must leave the classes apart
   practice_families: float = 0.75  # share of SGPO families from practice classes
-  hint_rate: float = 0.5  # share of worked examples shown with hints
+  hint_rate: float = 0.5  # share of worked examples with a strategy that are shown with hints
   own_hint_rate: float = 0.3  # share of those in which one hint is the example's own plan
   bare_rate: float = 0.1  # share of worked examples without a strategy (the `none` arm)
 
@@ -172,7 +172,7 @@ class Reward:
 class BankConfig:
   """The strategy bank."""
 
-  capacity: int = 1024  # N; 0 = no bank
+  capacity: int = 1024  # N; 0 = no bank; retrieved = 0 besides: no hints in the cold start either
   retrieved: int = 2  # R
   dropout: float = 0.5  # share of families that get no hints
   admit: float = 0.5  # lower confidence bound of transfer success that makes an entry active
@@ -263,6 +263,11 @@ def _freeze(cls: type, values: Any, path: str) -> Any:
       continue
     if isinstance(expected, tuple):
       value = tuple(value) if isinstance(value, list | tuple) else (value,)
+      if wrong := [x for x in value if type(x) is not type(expected[0])]:
+        raise ValueError(
+          f"config.{path}{name} = {value!r} holds {wrong[0]!r}, "
+          f"expected {type(expected[0]).__name__} alone"
+        )
     elif isinstance(expected, float) and type(value) is int:
       value = float(value)
     if type(value) is not type(expected):

@@ -148,10 +148,11 @@ def _check_stages(config: Any) -> None:
   """What methods ask of the other values."""
   if config.sgpo.strategies < 2 and {"sgpo", "grpo", "rlhf", "prm"} & {*config.stages}:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
-  if config.sgpo.share and not config.sgpo.siblings:
-    raise ValueError(
-      f"config.sgpo.share = {config.sgpo.share} teaches siblings: set config.sgpo.siblings above 0"
-    )
+  for name, what in (("share", "teaches"), ("pooled", "compares")):
+    if (value := getattr(config.sgpo, name)) and not config.sgpo.siblings:
+      raise ValueError(
+        f"config.sgpo.{name} = {value} {what} siblings: set config.sgpo.siblings above 0"
+      )
   for name, off, unable in UNREAD:
     stage = next((stage for stage in config.stages if stage in unable), None)
     if stage and (value := get(config, name)):

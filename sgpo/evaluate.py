@@ -8,6 +8,7 @@ the problem and, with --siblings, on others of its class.
 
 import argparse
 import collections
+import dataclasses
 import itertools
 import math
 import os
@@ -87,17 +88,14 @@ def summarize(rows: list[dict], samples: int) -> dict:
 # The run.
 
 
-def make_data(text: str, args: argparse.Namespace):
-  """(configuration, data set) of `name:path`.
+def make_data(text: str, like: config_lib.Data):
+  """The data set of `name:path`, its classes parted as those of `like`.
 
   Raises:
     ValueError: an unknown name, or files that cannot be read.
   """
   name, _, path = text.partition(":")
-  data = config_lib.Data(
-    name=name, path=path, template=args.template, chat=args.chat, worked_examples=10**6
-  )
-  return data, make_dataset(data)
+  return make_dataset(dataclasses.replace(like, name=name, path=path, worked_examples=10**6))
 
 
 def choose(dataset, args: argparse.Namespace) -> list[list[Problem]]:
@@ -113,8 +111,9 @@ def choose(dataset, args: argparse.Namespace) -> list[list[Problem]]:
 
 def make_sampler(loaded: Loaded, shots: str, args: argparse.Namespace) -> Callable:
   """(families, key) -> for each family, samples by member."""
+  calculator = loaded.calculator if args.calculator is None else args.calculator
   sampling = config_lib.Sampling(
-    temperature=args.temperature, top_p=args.top_p, calculator=args.calculator
+    temperature=args.temperature, top_p=args.top_p, calculator=calculator
   )
   fixed = dict(samples=args.samples, sampling=sampling)
   if args.mode == "strategy":
@@ -123,7 +122,8 @@ def make_sampler(loaded: Loaded, shots: str, args: argparse.Namespace) -> Callab
     return lambda families, key: sample_strategies(
       loaded, [encode(family) for family in families], room=room, key=key, **fixed
     )
-  ask = (lambda q: shots + q) if args.chat else (lambda q: shots + TEMPLATE.format(question=q))
+  form = "{question}" if loaded.data.chat else TEMPLATE
+  ask = lambda q: shots + form.format(question=q)
   encode = lambda family: loaded.tokenizer.encode_prompt(ask(family[0].question))
   return lambda families, key: (
     [samples]
@@ -156,12 +156,12 @@ def grade_batch(
 
 def run(args: argparse.Namespace) -> dict:
   """Evaluates as the command line says; returns the summary, writes it and the rows to --out."""
-  data, dataset = make_data(args.data, args)
+  loaded = load(args.model, config_lib.Data(template=args.template, chat=args.chat), args.dtype)
+  dataset = make_data(args.data, loaded.data)
   families = choose(dataset, args)
   shots = ""
   if args.shots:
-    shots = shots_text(make_data(args.shots_from or args.data, args)[1], args.shots)
-  loaded = load(args.model, data, args.dtype)
+    shots = shots_text(make_data(args.shots_from or args.data, loaded.data), args.shots)
   sample = make_sampler(loaded, shots, args)
   os.makedirs(args.out, exist_ok=True)
   rows, began = [], time.perf_counter()
@@ -195,6 +195,10 @@ def check(args: argparse.Namespace) -> None:
     raise ValueError(
       f"--temperature={args.temperature} must not be negative, --top_p={args.top_p} lie in (0, 1]"
     )
+  if args.siblings < 0:
+    raise ValueError(f"--siblings={args.siblings} must not be negative")
+  if args.siblings and args.split:
+    raise ValueError(f"--split={args.split}: families of --siblings are of class split cls alone")
   if args.siblings and args.mode != "strategy":
     raise ValueError(f"--siblings={args.siblings} execute strategies: give --mode=strategy")
   for name in ("samples", "limit", "batch", "room", "strategy_room"):
@@ -223,7 +227,11 @@ def main() -> int:
   add("--strategy_room", type=int, default=64)
   add("--template", default="{question}", help="around the question in the prompt")
   add("--chat", action="store_true", help="as the user's turn of the folder's chat template")
-  add("--calculator", action="store_true", help="the calculator writes behind =")
+  add(
+    "--calculator",
+    action=argparse.BooleanOptionalAction,
+    help="the calculator writes behind =; as a run was trained, and not for a model folder",
+  )
   add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
   add("--seed", type=int, default=0)
   args = parser.parse_args()

@@ -27,9 +27,16 @@ def write_json(path: str, value: Any) -> None:
 
 
 def read_json(path: str) -> Any:
-  """Reads a JSON file."""
+  """Reads a JSON file.
+
+  Raises:
+    ValueError: it is broken; the message names it.
+  """
   with open(path, encoding="utf-8") as file:
-    return json.load(file)
+    try:
+      return json.load(file)
+    except ValueError as error:
+      raise ValueError(f"{path} is no JSON: {error}") from None
 
 
 def write_rows(path: str, rows: list[dict]) -> None:

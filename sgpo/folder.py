@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def make(config: config_lib.Config, workdir: str) -> None:
     for name in FOLDERS:
       os.makedirs(os.path.join(workdir, name), exist_ok=True)
     with open(os.path.join(workdir, "command.txt"), "w", encoding="utf-8") as file:
-      file.write(" ".join(sys.argv) + "\n")
+      file.write(shlex.join(sys.argv) + "\n")
   except OSError as error:
     raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
   files.write_json(path, as_json(config))  # last: with it the folder is a run's

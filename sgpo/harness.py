@@ -105,7 +105,7 @@ class HarnessLM(Base):
     return pipeline.pad(prompts, room, self.loaded.tokenizer.symbols.pad)
 
   def generate_until(self, requests) -> list[str]:
-    """Texts up to the first of each request's `until`."""
+    """Texts up to the first of each request's `until`, which ends answers, not strategies."""
     groups = collections.defaultdict(list)
     for index, request in enumerate(requests):
       context, settings = request.args
@@ -116,27 +116,29 @@ class HarnessLM(Base):
       groups[opening, temperature, settings.get("top_p", 1.0), room].append((index, ids))
     out = [""] * len(requests)
     for (_, temperature, top_p, room), members in groups.items():
-      settings = config_lib.Sampling(temperature=temperature, top_p=top_p, calculator=False)
+      settings = config_lib.Sampling(
+        temperature=temperature, top_p=top_p, calculator=self.loaded.calculator
+      )
       for start in range(0, len(members), self.batch):
         chunk = members[start : start + self.batch]
         key = jax.random.key(chunk[0][0])
         texts = self._sample([ids for _, ids in chunk], settings, room, key)
-        for (index, _), text in zip(chunk, texts, strict=True):
+        for (index, _), (strategy, text) in zip(chunk, texts, strict=True):
           until = requests[index].args[1].get("until") or []
-          out[index] = cut(text, [until] if isinstance(until, str) else until)
+          out[index] = strategy + cut(text, [until] if isinstance(until, str) else until)
     return out
 
   def _sample(self, prompts: list[list[int]], settings: config_lib.Sampling, room: int, key):
-    """A text for each of at most `batch` prompts."""
+    """(strategy and a line end, or nothing; answer) for each of at most `batch` prompts."""
     filled = prompts + [prompts[-1]] * (self.batch - len(prompts))
     fixed = dict(samples=1, sampling=settings, key=key)
     if self.mode == "plain":
       rows = sampling.sample_plain(self.loaded, filled, room=room, **fixed)
-      return [samples[0].text for samples in rows][: len(prompts)]
+      return [("", samples[0].text) for samples in rows][: len(prompts)]
     rooms = config_lib.Room(strategy=self.strategy_room, execution=room)
     families = sampling.sample_strategies(self.loaded, [[x] for x in filled], room=rooms, **fixed)
     rows = [members[0][0] for members in families]
-    return [f"{row.strategy}\n{row.text}" for row in rows][: len(prompts)]
+    return [(f"{row.strategy}\n", row.text) for row in rows][: len(prompts)]
 
 
 def cut(text: str, until: list[str]) -> str:

@@ -23,10 +23,20 @@ def solve(loaded: loading.Loaded, question: str, samples: int, seed: int) -> dic
   Returns:
     {"hints": [text], "rows": [{"strategy", "execution", "answer" or None}], "answer" or None}
   Raises:
-    ValueError: a question longer than the room.
+    ValueError: a question longer than the room, or a run whose answers only the host can read.
   """
   config, dataset, tokenizer, state = loaded
+  if config.reward.grader != "digits":
+    raise ValueError(
+      f"config.reward.grader = {config.reward.grader!r}: only answers of 'digits' are read here; "
+      "sample with python -m sgpo.evaluate --mode=strategy instead"
+    )
   solver = Solver(config, state, tokenizer)
+  if (tokens := len(tokenizer.encode_prompt(question))) > solver.room.prompt:
+    raise ValueError(
+      f"the question takes {tokens} tokens, and this run has room for {solver.room.prompt} "
+      "(config.eval.prompt); shorten it"
+    )
   numbers = tuple(int(n) for n in re.findall(r"\d+", question))[: config.room.numbers]
   problem = Problem(question, 0, "", "", dataset.domains[0], numbers=numbers)
   families = pipeline.family_arrays([[problem]], tokenizer, solver.room, dataset.domains)
@@ -63,6 +73,8 @@ def main() -> int:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("question")
   args = parser.parse_args()
+  if args.samples < 1:
+    parser.error(f"--samples={args.samples} must be positive")
   allocator.keep_heap()
   try:
     out = solve(loading.load(args.workdir), args.question, args.samples, args.seed)

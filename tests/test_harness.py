@@ -134,6 +134,10 @@ def test_local_tasks_through_the_harness(model, folder, tmp_path, monkeypatch, c
   more = f"doc_to_choice: {choices}\ndoc_to_target: gold\n"
   write_task(tmp_path, "choose", "multiple_choice", rows, more)
   texts = model.generate_until([harness.Request((q, {"until": ["\n"]})) for q in QUESTIONS])
+  model.mode = "strategy"
+  guided = model.generate_until([harness.Request((q, {"until": ["\n"]})) for q in QUESTIONS[:2]])
+  assert all(text.count("\n") == 1 for text in guided)  # behind the strategy, which is not cut
+  model.mode = "plain"
   rows = [{"question": q, "gold": t} for q, t in zip(QUESTIONS, texts, strict=True)]
   rows[1]["gold"] += "not"
   write_task(tmp_path, "write", "generate_until", rows,

@@ -27,6 +27,8 @@ SMOKE = f"--config={ROOT}/configs/smoke.py"
     ([SMOKE, "--workdir=x", "--config.sft.batch=0"], "config.sft.batch = 0 must be positive"),
     ([SMOKE, "--workdir=x", "--config.mesh=(64,1)"], "does not fit the"),
     ([SMOKE, "--workdir=x", "--config.stages=('grop',)"], "unknown method 'grop'"),
+    ([SMOKE, "--workdir=x", "--config.stages=(1,)"], "config.stages = (1,) holds 1, expected str"),
+    ([f"--config={ROOT}/configs/gsm8k.py:qwen", "--workdir=x"], "unknown preset 'qwen'"),
     ([SMOKE], "--workdir is missing"),
     (["--workdir=x"], "--config is missing"),
     (["--config=nowhere.py", "--workdir=x"], "nowhere.py"),

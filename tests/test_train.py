@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from sgpo import bank_io, bootstrap, files, folder, loading, solve, train
+from sgpo import bank_io, bootstrap, evaluate, files, folder, loading, solve, train
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
+from sgpo.evaluation import sampling
 from sgpo.models import transformer
 
 
@@ -173,6 +174,25 @@ def test_solve_answers_from_a_run(finished):
   assert {"strategy", "execution", "answer"} == set(out["rows"][0])
   with pytest.raises(ValueError, match="holds no run"):
     loading.load(os.path.dirname(finished))
+  with pytest.raises(ValueError, match=r"this run has room for 144 .config.eval.prompt.; shorten"):
+    solve.solve(loading.load(finished), "Tom has 12 cards. " * 40, 1, seed=0)
+
+
+def test_evaluation_commands_keep_what_a_run_was_trained_with(finished):
+  loaded = sampling.load(finished, config_lib.Data(), "float32")
+  assert loaded.calculator and loaded.data == CONFIG.data
+  halves = dataclasses.replace(CONFIG.data, annotated=0.5)
+  assert len(evaluate.make_data("word_problems:", halves).classes("annotated")) > 80
+  assert len(evaluate.make_data("word_problems:", loaded.data).classes("annotated")) < 80
+  with pytest.raises(ValueError, match="which keeps its own dtype, template and chat"):
+    sampling.load(finished, config_lib.Data(chat=True), "float32")
+
+
+def test_a_broken_json_file_is_named(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text('{"stages": ')
+  with pytest.raises(ValueError, match="config.json is no JSON"):
+    loading.load(str(tmp_path))
 
 
 def with_bank_file(path):

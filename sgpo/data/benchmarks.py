@@ -62,7 +62,10 @@ class Benchmark:
 
   def worked_example(self, index: int) -> Problem:
     """Raises ValueError: there are none."""
-    raise ValueError(f"{self.name} is for evaluation only and has no worked examples")
+    raise ValueError(
+      f"{self.name} is for evaluation only and has no worked examples; "
+      "take them from another set, --shots_from=gsm8k:FOLDER"
+    )
 
   def problem(self, split: str, index: int) -> Problem:
     """The index-th problem of a split."""

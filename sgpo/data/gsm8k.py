@@ -100,6 +100,7 @@ class GSM8K:
       if problem.plan:
         by_plan[problem.plan].append(problem)
     self.by_plan = dict(by_plan)
+    strategies.check_apart(self.by_plan, data)
     part = lambda plan: classes.part_of(plan, data.annotated, data.practice)
     self._parts = collections.defaultdict(list)
     for plan in sorted(self.by_plan):

@@ -10,6 +10,7 @@ model writes is compared with it.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 from sgpo.config import Data
 from sgpo.data import classes
@@ -36,6 +37,24 @@ def render(plan: str, data: Data) -> str:
   if data.strategies == "sentence":
     return classes.sentence(plan) or ""
   return _code(plan, data.codes)
+
+
+def check_apart(plans: Iterable[str], data: Data) -> None:
+  """Refuses codes so short that classes share one.
+
+  Raises:
+    ValueError: names the shortest length that leaves these classes apart.
+  """
+  if data.strategies != "code":
+    return
+  plans = {plan for plan in plans if plan}
+  distinct = lambda length: len({_code(plan, length) for plan in plans})
+  if (apart := distinct(data.codes)) < len(plans):
+    enough = next(n for n in range(data.codes, 50) if distinct(n) == len(plans))
+    raise ValueError(
+      f"config.data.codes = {data.codes} gives {len(plans)} classes {apart} different strategies; "
+      f"set it to {enough} or more"
+    )
 
 
 def normalize(text: str, data: Data) -> str | None:

@@ -203,6 +203,7 @@ class WordProblems:
     trained = {*self._classes["annotated"], *self._classes["practice"]}
     keep = lambda chains: [c for c in chains if symbolic_plan(c.relations) in trained]
     self._comp, self._cross = keep(self._comp), keep(self._cross)  # known plans, one respect each
+    strategies.check_apart((plan for part in self._classes.values() for plan in part), data)
     for part in self._classes:
       if not self._classes[part]:  # every part has its splits
         raise ValueError(

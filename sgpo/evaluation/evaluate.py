@@ -32,13 +32,15 @@ def split_report(problems: list[Problem], out: dict, guided: dict | None, solver
   """Accuracy, plan accuracy and failures of one split."""
   texts = written(out["strategy"], solver)
   wanted = [strategies.render(p.plan, solver.config.data) for p in problems]
-  right = [text == own for text, own in zip(texts, wanted, strict=True)]
-  ci = statistics.bootstrap_interval
+  right = [
+    float(text == own) if p.plan else np.nan
+    for text, own, p in zip(texts, wanted, problems, strict=True)
+  ]
   return {
     "n": len(problems),
     "pass_at_1": statistics.graded_mean(out["correct"]),
     "guided": statistics.graded_mean(guided["correct"]) if guided else None,
-    "plan": ci(np.array(right)),
+    "plan": statistics.graded_mean(np.array(right)),
     "truncated": float(out["truncated"].mean()),
     "unparsed": float((~out["parsed"] & ~out["truncated"]).mean()),
     "ungraded": float(np.isnan(out["correct"]).mean()),
@@ -62,6 +64,8 @@ def failed_rows(
       kind = "unparsed"
     elif np.isnan(out["correct"][i]):
       kind = "ungraded"
+    elif not p.plan:
+      kind = "wrong answer"
     else:
       same = strategies.normalize(plan, data) == strategies.render(p.plan, data)
       kind = "right plan, wrong execution" if same else "wrong plan"

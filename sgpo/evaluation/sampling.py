@@ -31,33 +31,40 @@ class Loaded(NamedTuple):
   lm: transformer.LM
   params: Any
   tokenizer: Tokenizer
+  data: config_lib.Data  # how prompts are written, and of a run how its classes are parted
+  calculator: bool = False  # whether it was trained to let the calculator write behind =
 
 
 def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
   """A model folder of Hugging Face, or the newest parameters of a run.
 
+  Args:
+    data: template and chat template of a model folder; of a run the default, as it has its own.
   Raises:
     ValueError: neither of both, or files that cannot be read.
   """
   if not folder.is_model(path):
-    if (dtype, data.template) != ("float32", config_lib.Data().template):
-      raise ValueError(f"{path} is a run, which keeps its own dtype and template: give neither")
+    if (dtype, data) != ("float32", config_lib.Data()):
+      raise ValueError(
+        f"{path} is a run, which keeps its own dtype, template and chat template: give none of them"
+      )
     config, _, tokenizer, state = loading.load(path)
-    return Loaded(transformer.make_lm(config.model, tokenizer.vocab_size), state.params, tokenizer)
+    lm = transformer.make_lm(config.model, tokenizer.vocab_size)
+    return Loaded(lm, state.params, tokenizer, config.data, config.sampling.calculator)
   model, vocab = hf_config.read_config(path)
   model = dataclasses.replace(model, dtype=dtype)
   tokenizer = PretrainedTokenizer(path, dataclasses.replace(data, vocab_size=vocab))
   lm = transformer.make_lm(model, tokenizer.vocab_size)
   shapes = jax.eval_shape(lm.init, jax.random.key(0))
   wanted = sharding.placed(sharding.make_mesh((-1, 1)), {"params": shapes})["params"]
-  return Loaded(lm, hf.load(path, wanted), tokenizer)
+  return Loaded(lm, hf.load(path, wanted), tokenizer, data)
 
 
 def sample_plain(
   loaded: Loaded, prompts: list[list[int]], samples: int, room: int, sampling, key
 ) -> Iterator[list[Sample]]:
   """Answers to one batch of prompts, `samples` for each. Prompts must end in the same token."""
-  lm, params, tokenizer = loaded
+  lm, params, tokenizer, *_ = loaded
   s = tokenizer.symbols
   (opening,) = {ids[-1] for ids in prompts}
   longest = max(len(ids) for ids in prompts) - 1
@@ -90,7 +97,7 @@ def sample_strategies(
 
   Strategies are written for the first member and executed on all.
   """
-  lm, params, tokenizer = loaded
+  lm, params, tokenizer, *_ = loaded
   P, J = len(families), len(families[0])
   flat = [ids for family in families for ids in family]
   longest = max(map(len, flat))

@@ -13,10 +13,10 @@ class Method(NamedTuple):
 
   init:    (params) -> state. Pure; `params` are those that the stage starts from.
   step:    (state, batch, key) -> (state, metrics). Pure, jitted once by the caller with the
-           state donated; metrics are float32 scalars.
+           state donated; metrics are float32 scalars, but for the arrays of metrics["samples"].
   prepare: (state) -> state. On the host, once when a stage starts, not on resume.
-  batches: (seed) -> grain.DatasetIterator of host batches (this process's shard), whose
-           `get_state()` is JSON; an item is the batch pytree of numpy arrays for `step`.
+  batches: (seed) -> pipeline.Batches, an iterator of whole host batches, the same in every
+           process, whose `get_state()` is JSON; an item is the pytree of numpy arrays for `step`.
   steps:   how many steps the stage has.
   sample_rows: turns metrics["samples"] of a step into rows of text for the sample tables.
   collect, learn: the halves of a step that samples, between which the host may grade:

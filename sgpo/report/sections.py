@@ -7,7 +7,7 @@ from sgpo.report import charts, summary
 from sgpo.report.markup import ci, code, definitions, missing, note, number, table, text
 
 BANK_ROWS = 100
-FAILURES = ("wrong plan", "right plan, wrong execution", "truncated", "unparsed")
+FAILURES = ("wrong plan", "right plan, wrong execution", "wrong answer", "truncated", "unparsed")
 FAILURES_SHOWN = 20  # of each kind
 
 
@@ -39,7 +39,8 @@ def _split_rows(before: dict, after: dict | None) -> list[list[str]]:
         ci(_of(after, name, "pass_at_1")),
         ci(summary.split_difference(after, before, name), signed=True),
         ci(split.get("guided")),
-        " → ".join(number(p["mean"], digits=2) for p in plans if p) or "–",
+        " → ".join(number(p["mean"], digits=2) for p in plans if p and p["mean"] == p["mean"])
+        or "–",
         number(split.get("truncated", 0)),
         number(split.get("unparsed", 0)),
       ]
@@ -144,8 +145,8 @@ def bank(run: summary.Run) -> str:
   )
   rows = [
     [
-      code(e["strategy"]) + _example(e),
-      text(e["domain"]),
+      code(e.get("strategy", "")) + _example(e),
+      text(e.get("domain", "")),
       text(e.get("status", "")),
       f"{count(e, 'successes'):.4g} / {count(e, 'trials'):.4g}",
       number(bound, digits=2),

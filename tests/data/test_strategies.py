@@ -82,6 +82,9 @@ def test_all_classes_stay_apart_and_codes_tell_nothing(style, data, config):
     assert max(map(firsts.count, firsts)) < len(plans) / 8
     short = dataclasses.replace(config.data, codes=1)
     assert strategies.render(PLAN, short) == "<c23>"
+    strategies.check_apart(plans, config.data)
+    with pytest.raises(ValueError, match="config.data.codes = 1 gives .* set it to [34] or more"):
+      strategies.check_apart(plans, short)
   if style == "sentence":
     assert not any(re.search(r"[-+*/\d]", text) for text in texts)  # neither operators nor leaks
 
@@ -134,6 +137,9 @@ def test_plans_are_right_where_the_style_is_the_classs(data, config, tokenizer):
   yes, no = np.ones(4), np.zeros(4, bool)
   out = {"strategy": pipeline.pad(ids, 80, 0), "correct": yes, "truncated": no, "parsed": ~no}
   assert evaluate.split_report(problems, out, None, Given())["plan"]["mean"] == 0.75
+  problems[0] = dataclasses.replace(problems[0], plan="")  # as GSM8K has some: not counted
+  plan = evaluate.split_report(problems, out, None, Given())["plan"]
+  assert plan["mean"] == pytest.approx(2 / 3)
 
 
 def test_rooms_that_hold_nothing_are_refused(style, data, config, tokenizer):

@@ -94,6 +94,8 @@ def test_strategies_are_executed_on_siblings(folder, tmp_path, monkeypatch):
     (["--split=idd"], 'Did you mean "id"'),
     (["--samples=2"], "--samples=2 greedy samples are all the same"),
     (["--siblings=2"], "give --mode=strategy"),
+    (["--siblings=-1"], "--siblings=-1 must not be negative"),
+    (["--siblings=2", "--mode=strategy", "--split=id"], "--split=id: families"),
     (["--mode=strategy", "--shots=2"], "--shots=2 are for --mode=plain"),
     (["--temperature=-1"], "--temperature=-1.0 must not be negative"),
     (["--top_p=0"], "--top_p=0.0 lie in (0, 1]"),
