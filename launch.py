@@ -71,8 +71,7 @@ def _message(error: Exception) -> str:
     except (SyntaxError, ValueError):
       break
   if "Traceback (most recent call last)" in text:  # of an error inside the configuration's file
-    text = f"{text.splitlines()[0]} {text.splitlines()[-1]}"
-    return text
+    return f"{text.splitlines()[0]} {text.splitlines()[-1]}"
   return text if text == str(error).strip() else "unknown config key " + text
 
 
