@@ -58,7 +58,7 @@ def offline(monkeypatch, tmp_path_factory):
 
 def slowly(model, context, continuation):
   """(log p, greedy) of a continuation, its prompt alone in the batch, without padding."""
-  lm, params, tokenizer = model.loaded
+  lm, params, tokenizer, *_ = model.loaded
   before = tokenizer.encode_prompt(context)
   ids = before + tokenizer.encode(continuation)
   assert ids == tokenizer.encode_prompt(context + continuation), "words do not join here"
@@ -81,7 +81,7 @@ def test_loglikelihoods_of_a_batch_are_those_of_each_row_alone(model):
 def test_what_greedy_decoding_writes_is_likeliest(model):
   (text,) = model.generate_until([harness.Request(("Tom has", {"max_gen_toks": 1}))])
   ids = model.loaded.tokenizer.encode_prompt("Tom has")
-  lm, params, _ = model.loaded
+  lm, params, *_ = model.loaded
   hidden, _ = lm.prefill(params, np.array([ids]), np.array([len(ids)]))
   token = int(lm.logits(params, hidden)[0, -1].argmax())
   assert text == model.loaded.tokenizer.decode([token]).strip()

@@ -33,8 +33,8 @@ def outcomes(
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
   prompts = [[tokenizer.encode_prompt(p.question) for p in family] for family in families]
   rows = sampling.sample_strategies(
-    sampling.Loaded(lm, state.params, tokenizer), prompts, samples=samples, room=config.room,
-    sampling=config.sampling, key=key,
+    sampling.Loaded(lm, state.params, tokenizer, config.data), prompts, samples=samples,
+    room=config.room, sampling=config.sampling, key=key,
   )  # fmt: skip
   out = []
   with graders.opened("math" if "math" in dataset.graders else "numeric") as grader:
