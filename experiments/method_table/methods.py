@@ -29,7 +29,8 @@ METHODS = {  # name: (stage, what it changes)
   "prm": ("prm", ()),
   "sgpo": ("sgpo", SGPO),
 }
-OTHERS = {  # made where --methods names them: what strategies are good for at all
+OTHERS = {  # made where --methods names them: without strategies, and what the search favoured
+  "grpo_6e-4": ("grpo", ("--config.sgpo.learning_rate=0.0006",)),
   "grpo_bare": ("grpo", ("--config.room.strategy=1", "--config.eval.strategy=1")),
   "rft_bare": ("rft", ("--config.room.strategy=1", "--config.eval.strategy=1")),
 }
