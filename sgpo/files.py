@@ -36,7 +36,7 @@ def read_json(path: str) -> Any:
     try:
       return json.load(file)
     except ValueError as error:
-      raise ValueError(f"{path} is no JSON: {error}") from None
+      raise ValueError(f"{path} is broken JSON: {error}") from None
 
 
 def write_rows(path: str, rows: list[dict]) -> None:

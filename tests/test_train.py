@@ -191,7 +191,7 @@ def test_evaluation_commands_keep_what_a_run_was_trained_with(finished):
 def test_a_broken_json_file_is_named(tmp_path):
   path = tmp_path / "config.json"
   path.write_text('{"stages": ')
-  with pytest.raises(ValueError, match="config.json is no JSON"):
+  with pytest.raises(ValueError, match="config.json is broken JSON"):
     loading.load(str(tmp_path))
 
 

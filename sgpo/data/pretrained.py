@@ -6,7 +6,6 @@ that follow its vocabulary; the embedding table grows where it must. Questions k
 own pieces; in strategies and executions the text between our pieces does.
 """
 
-import json
 import os
 import re
 import shutil
@@ -129,10 +128,7 @@ def _settings(folder: str) -> dict[str, Any]:
   path = os.path.join(folder, SETTINGS)
   if not os.path.exists(path):
     return {}
-  try:
-    out = files.read_json(path)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is broken JSON: {error}") from None
+  out = files.read_json(path)
   template = os.path.join(folder, "chat_template.jinja")
   if os.path.exists(template):
     with open(template, encoding="utf-8") as file:
