@@ -23,7 +23,7 @@ from sgpo import allocator, files, graders
 from sgpo import config as config_lib
 from sgpo.data import make_dataset, pipeline
 from sgpo.evaluation import statistics
-from sgpo.evaluation.sampling import Loaded, Sample, load, sample_plain, sample_strategies
+from sgpo.evaluation.sampling import Loaded, Sample, data_of, load, sample_plain, sample_strategies
 from sgpo.types import Problem
 
 TEMPLATE = "Question: {question}\nAnswer:"
@@ -109,8 +109,11 @@ def choose(dataset, args: argparse.Namespace) -> list[list[Problem]]:
   return [[dataset.problem(split, i)] for i in range(min(args.limit, dataset.size(split)))]
 
 
-def make_sampler(loaded: Loaded, shots: str, args: argparse.Namespace) -> Callable:
-  """(families, key) -> for each family, samples by member."""
+def make_sampler(loaded: Loaded, shots: str, chat: bool, args: argparse.Namespace) -> Callable:
+  """(families, key) -> for each family, samples by member.
+
+  `chat`: the tokenizer puts questions into a chat template, instead of TEMPLATE.
+  """
   calculator = loaded.calculator if args.calculator is None else args.calculator
   sampling = config_lib.Sampling(
     temperature=args.temperature, top_p=args.top_p, calculator=calculator
@@ -122,7 +125,7 @@ def make_sampler(loaded: Loaded, shots: str, args: argparse.Namespace) -> Callab
     return lambda families, key: sample_strategies(
       loaded, [encode(family) for family in families], room=room, key=key, **fixed
     )
-  form = "{question}" if loaded.data.chat else TEMPLATE
+  form = "{question}" if chat else TEMPLATE
   ask = lambda q: shots + form.format(question=q)
   encode = lambda family: loaded.tokenizer.encode_prompt(ask(family[0].question))
   return lambda families, key: (
@@ -156,13 +159,15 @@ def grade_batch(
 
 def run(args: argparse.Namespace) -> dict:
   """Evaluates as the command line says; returns the summary, writes it and the rows to --out."""
-  loaded = load(args.model, config_lib.Data(template=args.template, chat=args.chat), args.dtype)
-  dataset = make_data(args.data, loaded.data)
+  given = config_lib.Data(template=args.template, chat=args.chat)
+  data = data_of(args.model, given)
+  dataset = make_data(args.data, data)
   families = choose(dataset, args)
   shots = ""
   if args.shots:
-    shots = shots_text(make_data(args.shots_from or args.data, loaded.data), args.shots)
-  sample = make_sampler(loaded, shots, args)
+    shots = shots_text(make_data(args.shots_from or args.data, data), args.shots)
+  loaded = load(args.model, given, args.dtype)  # last: weights may take minutes
+  sample = make_sampler(loaded, shots, data.chat, args)
   os.makedirs(args.out, exist_ok=True)
   rows, began = [], time.perf_counter()
   name = "math" if "math" in dataset.graders else "numeric"

@@ -1,5 +1,6 @@
 """The folder of a run: made, recognised, described."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -53,10 +54,9 @@ def make(config: config_lib.Config, workdir: str) -> None:
     if not os.access(workdir, os.W_OK):
       raise ValueError(f"--workdir={workdir} cannot be written: no permission")
     mine = {k: v for k, v in as_json(config).items() if k not in FREE}
-    try:
-      theirs = as_json(config_lib.read_run(files.read_json(path)))
-    except ValueError:  # of another version: the differences say it best
-      theirs = files.read_json(path)
+    theirs = files.read_json(path)
+    with contextlib.suppress(ValueError):  # of another version: the differences say it best
+      theirs = as_json(config_lib.read_run(theirs))
     changed = differences({k: v for k, v in theirs.items() if k not in FREE}, mine)
     if changed:
       raise ValueError(

@@ -64,7 +64,7 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
     return config
   known = [d for d in (workdir, config.init_from) if os.path.isdir(os.path.join(d, TOKENIZER))]
   if known:
-    there = config_lib.read_run(files.read_json(os.path.join(known[0], "config.json")))
+    there = read_config(known[0])
     model, vocab = there.model, there.data.vocab_size
   elif folder.is_model(config.init_from):
     model, vocab = hf_config.read_config(config.init_from)
@@ -160,19 +160,29 @@ def merged(state: TrainState, config: config_lib.Config) -> TrainState:
   return state.replace(params=merge(state))
 
 
+def read_config(workdir: str) -> config_lib.Config:
+  """The configuration of a run.
+
+  Raises:
+    ValueError: no run there, or one of another version.
+  """
+  path = os.path.join(workdir, "config.json")
+  if not os.path.exists(path):
+    raise ValueError(f"{workdir} holds no run: config.json is missing")
+  values = files.read_json(path)
+  try:
+    return config_lib.read_run(values)
+  except ValueError as error:
+    raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
+
+
 def load(workdir: str) -> Loaded:
   """Reads the newest whole checkpoint of a run.
 
   Raises:
     ValueError: no run there, or no checkpoint that can be read.
   """
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    raise ValueError(f"{workdir} holds no run: config.json is missing")
-  try:
-    config = config_lib.read_run(files.read_json(path))
-  except ValueError as error:
-    raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
+  config = read_config(workdir)
   config = dataclasses.replace(config, mesh=(1, 1), init_from="")
   run = open_run(config, workdir)
   init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)

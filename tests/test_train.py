@@ -180,10 +180,11 @@ def test_solve_answers_from_a_run(finished):
 
 def test_evaluation_commands_keep_what_a_run_was_trained_with(finished):
   loaded = sampling.load(finished, config_lib.Data(), "float32")
-  assert loaded.calculator and loaded.data == CONFIG.data
+  data = sampling.data_of(finished, config_lib.Data())
+  assert loaded.calculator and data == CONFIG.data
   halves = dataclasses.replace(CONFIG.data, annotated=0.5)
   assert len(evaluate.make_data("word_problems:", halves).classes("annotated")) > 80
-  assert len(evaluate.make_data("word_problems:", loaded.data).classes("annotated")) < 80
+  assert len(evaluate.make_data("word_problems:", data).classes("annotated")) < 80
   with pytest.raises(ValueError, match="which keeps its own dtype, template and chat"):
     sampling.load(finished, config_lib.Data(chat=True), "float32")
 

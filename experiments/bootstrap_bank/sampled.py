@@ -33,7 +33,7 @@ def outcomes(
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
   prompts = [[tokenizer.encode_prompt(p.question) for p in family] for family in families]
   rows = sampling.sample_strategies(
-    sampling.Loaded(lm, state.params, tokenizer, config.data), prompts, samples=samples,
+    sampling.Loaded(lm, state.params, tokenizer), prompts, samples=samples,
     room=config.room, sampling=config.sampling, key=key,
   )  # fmt: skip
   out = []

@@ -32,9 +32,8 @@ METHODS = {  # name: (stage, what it changes)
 OTHERS = {  # made where --methods names them: without strategies, and what the search favoured
   "grpo_6e-4": ("grpo", ("--config.sgpo.learning_rate=0.0006",)),
   "grpo_bare": ("grpo", ("--config.room.strategy=1", "--config.eval.strategy=1")),
-  "rft_bare": ("rft", ("--config.room.strategy=1", "--config.eval.strategy=1")),
 }
-BASELINES = ("sft", "rft", "grpo", "rlhf", "prm", "grpo_bare", "rft_bare")
+BASELINES = ("sft", "rft", "grpo", "rlhf", "prm", "grpo_bare")
 
 
 def _setting(args) -> tuple[str, tuple[str, ...]]:

@@ -87,9 +87,9 @@ def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
 
   Raises:
     ValueError: fewer than a quarter of the worked examples' strategies fit config.room.strategy
-      where it is not 1,
-      or of the questions with one strategy behind them config.room.prompt; or none of a split's
-      first problems fits config.eval.prompt and config.room.numbers.
+      (where 1 says that there are none), or of the questions with one strategy behind them
+      config.room.prompt; or none of a split's first problems fits config.eval.prompt and
+      config.room.numbers.
   """
   first, room = config.eval.first, dataclasses.replace(config.room, prompt=config.eval.prompt)
   for split in dataset.splits:

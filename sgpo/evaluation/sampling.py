@@ -31,8 +31,16 @@ class Loaded(NamedTuple):
   lm: transformer.LM
   params: Any
   tokenizer: Tokenizer
-  data: config_lib.Data  # how prompts are written, and of a run how its classes are parted
   calculator: bool = False  # whether it was trained to let the calculator write behind =
+
+
+def data_of(path: str, data: config_lib.Data) -> config_lib.Data:
+  """How a model's prompts are written and its classes parted: `data`, unless it is a run.
+
+  Raises:
+    ValueError: neither a model folder nor a run.
+  """
+  return data if folder.is_model(path) else loading.read_config(path).data
 
 
 def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
@@ -50,14 +58,14 @@ def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
       )
     config, _, tokenizer, state = loading.load(path)
     lm = transformer.make_lm(config.model, tokenizer.vocab_size)
-    return Loaded(lm, state.params, tokenizer, config.data, config.sampling.calculator)
+    return Loaded(lm, state.params, tokenizer, config.sampling.calculator)
   model, vocab = hf_config.read_config(path)
   model = dataclasses.replace(model, dtype=dtype)
   tokenizer = PretrainedTokenizer(path, dataclasses.replace(data, vocab_size=vocab))
   lm = transformer.make_lm(model, tokenizer.vocab_size)
   shapes = jax.eval_shape(lm.init, jax.random.key(0))
   wanted = sharding.placed(sharding.make_mesh((-1, 1)), {"params": shapes})["params"]
-  return Loaded(lm, hf.load(path, wanted), tokenizer, data)
+  return Loaded(lm, hf.load(path, wanted), tokenizer)
 
 
 def sample_plain(

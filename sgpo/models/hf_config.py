@@ -1,11 +1,11 @@
 """The config.json of Hugging Face model folders: the one decoder's configuration in and out."""
 
-import json
 import os
 from dataclasses import asdict
 from typing import Any
 
 from sgpo import config as config_lib
+from sgpo import files
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -15,12 +15,9 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 def read_json(path: str) -> dict:
   """What a JSON file holds; ValueError with its path where it is missing or broken."""
   try:
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
+    return files.read_json(path)
   except FileNotFoundError:
     raise ValueError(f"{path} does not exist; a model folder needs it") from None
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is broken JSON: {error}") from None
 
 
 def _rope(raw: dict, where: str) -> config_lib.Rope:
