@@ -5,10 +5,12 @@ from sgpo.data.benchmarks import SVAMP, GSMHard, GSMPlus
 from sgpo.data.dataset import Dataset
 from sgpo.data.gsm8k import GSM8K
 from sgpo.data.math import MATH
+from sgpo.data.rules import Rules
 from sgpo.data.word_problems import WordProblems
 
 DATASETS = {
   "word_problems": WordProblems,
+  "rules": Rules,
   "gsm8k": GSM8K,
   "gsm_plus": GSMPlus,
   "gsm_hard": GSMHard,
