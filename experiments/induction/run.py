@@ -23,25 +23,40 @@ from sgpo.data import rules
 from sgpo.report import charts
 
 CONFIG = "configs/rules.py"
-BARE = ("--config.room.strategy=1", "--config.eval.strategy=1")
-POLICIES = {"strategies": (), "no strategies": BARE}  # by what they change
-SPLITS = {"id": "rules of the worked examples", "cls": "unseen rules"}
-PRESETS = {  # options of every run; seeds; problems; votes; strategies to verify
-  "full": (("--config.eval.first=100000",), "0,1,2", 256, 192, 32),
-  "quick": (("--config.sft.steps=300", "--config.eval.problems=64"), "0", 32, 16, 8),
+BARE = ("--config.room.strategy=1", "--config.eval.strategy=1")  # no room for a strategy
+OUTCOME = "--config.reward.coherent=False"  # a right answer pays, however it came about
+STARTS = {  # cold starts on the same worked examples, by what they change
+  "cold": (),
+  "cold_bare": BARE,
 }
+METHODS = {  # name: (stage, cold start, what it changes)
+  "sgpo": ("sgpo", "cold", ()),
+  "grpo": ("grpo", "cold", (OUTCOME,)),
+  "grpo_bare": ("grpo", "cold_bare", (OUTCOME, *BARE)),
+}
+SPLITS = {"practice": "practised rules", "cls": "unseen rules"}
+PRESETS = {  # options of every run; seeds; problems; samples of a vote; strategies to verify
+  "full": (("--config.eval.first=100000",), "0,1", 192, 128, 32),
+  "quick": (
+    ("--config.sft.steps=300", "--config.sgpo.steps=10", "--config.eval.problems=64",
+     "--config.eval.transfer_pairs=64"),
+    "0", 32, 16, 8,
+  ),
+}  # fmt: skip
 
 
 def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
-  """A run a policy and seed, all of worked examples alone."""
-  options, *_ = PRESETS[args.preset]
-  return {
-    name: [
-      runs.Job(name.replace(" ", "_"), seed, "sft", CONFIG, (*options, *changes))
-      for seed in args.seeds
-    ]
-    for name, changes in POLICIES.items()
+  """The runs of every policy, one a seed."""
+  options = PRESETS[args.preset][0]
+  out = {
+    name: [runs.Job(name, seed, "sft", CONFIG, (*options, *changes)) for seed in args.seeds]
+    for name, changes in STARTS.items()
   }
+  for name, (stage, start, changes) in METHODS.items():
+    out[name] = [
+      runs.Job(name, job.seed, stage, CONFIG, (*options, *changes), job) for job in out[start]
+    ]
+  return out
 
 
 def answered(args: argparse.Namespace, wanted: dict[str, list[runs.Job]]) -> list[dict]:
@@ -86,6 +101,6 @@ def measured(rows: list[dict]) -> dict:
       }
       for split in SPLITS
     }
-    for name in POLICIES
+    for name in (*STARTS, *METHODS)
     if (own := [row for row in rows if row["policy"] == name])
   }  # fmt: skip
