@@ -68,7 +68,7 @@ class Model:
 class Data:
   """Where problems come from, and how their classes are parted."""
 
-  name: str = "word_problems"  # word_problems | gsm8k | math; sgpo.evaluate takes more
+  name: str = "word_problems"  # word_problems | rules | gsm8k | math; sgpo.evaluate takes more
   path: str = ""  # folder of its files, train.jsonl[.gz] and test.jsonl[.gz] for gsm8k
   vocab_size: int = 384  # of the tokenizer trained on this data; with a model folder, its model's
   template: str = "{question}"  # what a model folder's tokenizer puts around a question

@@ -8,6 +8,7 @@ induction, with language models as by Wang et al., arXiv 2309.05660. Rules are p
 annotated, practice and held out, questions into training and evaluation.
 """
 
+import collections
 import dataclasses
 import hashlib
 import itertools
@@ -110,15 +111,15 @@ class Rules:
 
   def __init__(self, data: config_lib.Data):
     self.data = data
-    self._classes: dict[str, list[str]] = {"annotated": [], "practice": [], "held_out": []}
+    self.rules: dict[str, list[str]] = {"annotated": [], "practice": [], "held_out": []}
     known = set()
     for plan in _plans():
       behaviour = self._behaviour(plan)
       if behaviour and behaviour not in known:  # two plans of one function are one rule
         known.add(behaviour)
-        self._classes[classes.part_of(plan, data.annotated, data.practice)].append(plan)
-    strategies.check_apart((plan for part in self._classes.values() for plan in part), data)
-    for part, plans in self._classes.items():
+        self.rules[classes.part_of(plan, data.annotated, data.practice)].append(plan)
+    strategies.check_apart((plan for part in self.rules.values() for plan in part), data)
+    for part, plans in self.rules.items():
       if not plans:
         raise ValueError(
           f"config.data.annotated = {data.annotated:g} and practice = {data.practice:g} "
@@ -164,11 +165,24 @@ class Rules:
       split=split,
     )
 
+  def searched(self, problem: Problem) -> int | None:
+    """What a program that knows all rules answers: the commonest of those that fit the examples."""
+    examples, answers = shown(problem.question), collections.Counter()
+    for plan in itertools.chain(*self.rules.values()):
+      if _numbers_in(plan) == len(problem.numbers):
+        outs = [apply(plan, inside) for inside, _ in examples]
+        if all(
+          steps and steps[-1][1] == out for steps, (_, out) in zip(outs, examples, strict=True)
+        ):
+          if steps := apply(plan, problem.numbers):
+            answers[steps[-1][1]] += 1
+    return answers.most_common(1)[0][0] if answers else None
+
   def worked_example(self, index: int) -> Problem:
     """The index-th worked example; indices wrap at `config.data.worked_examples`."""
     index %= self.data.worked_examples
     rng = random.Random(f"rules/worked/{index}")
-    problem = self._problem("worked", rng, rng.choice(self._classes["annotated"]))
+    problem = self._problem("worked", rng, rng.choice(self.rules["annotated"]))
     return dataclasses.replace(problem, index=index)
 
   def _part(self, split: str, rng: random.Random) -> str:
@@ -181,7 +195,7 @@ class Rules:
     if split not in SPLITS:
       raise ValueError(f"unknown split {split!r}.{config_lib.suggest(split, list(SPLITS))}")
     rng = random.Random(f"rules/{split}/{index}")
-    plan = rng.choice(self._classes[self._part(split, rng)])
+    plan = rng.choice(self.rules[self._part(split, rng)])
     return dataclasses.replace(self._problem(split, rng, plan), index=index)
 
   def size(self, split: str) -> int:
@@ -192,7 +206,7 @@ class Rules:
   def family(self, split: str, index: int, size: int) -> list[Problem]:
     """`size` different problems of one rule, with different answers where that can be."""
     rng = random.Random(f"rules/family/{split}/{index}")
-    plan = rng.choice(self._classes[self._part(split, rng)])
+    plan = rng.choice(self.rules[self._part(split, rng)])
     members: list[Problem] = []
     for attempt in range(100 * size):
       problem = self._problem(split, rng, plan)

@@ -1,0 +1,122 @@
+"""Ways to answer from samples: what is chosen, and what a way may look at."""
+
+import numpy as np
+import pytest
+
+from experiments.induction import decode, run
+from sgpo import config as config_lib
+from sgpo import loading, policy
+from sgpo.data import make_dataset, rules
+from sgpo.data.tokenizers import Tokenizer
+from sgpo.types import Problem
+
+EXAMPLES = [((7, 5, 3), 38), ((9, 2, 4), 22), ((6, 3, 8), 26)]
+PROBLEM = Problem(
+  question=rules.ask(EXAMPLES, (8, 4, 9)), answer=41, solution="", plan="q*q; q+r1",
+  domain="numbers", numbers=(8, 4, 9),
+)  # fmt: skip
+
+
+def test_each_example_is_asked_among_the_others():
+  tests = decode.left_out(PROBLEM)
+  assert [(t.numbers, t.answer) for t in tests] == EXAMPLES
+  for i, test in enumerate(tests):
+    assert rules.shown(test.question) == EXAMPLES[:i] + EXAMPLES[i + 1 :]
+    assert test.question.endswith(f"What does {' '.join(map(str, test.numbers))} give?")
+
+
+def test_the_commonest_answer_leaves_out_what_is_none():
+  none = decode.NO_ANSWER
+  assert decode.commonest([none, none, 4, 7, 4]) == 4
+  assert decode.commonest([7, 4]) == 7
+  assert decode.commonest([none]) == none
+  assert decode.best([1, 1, 2, 3, 3], [0, 0, 2, 2, 2]) == 3
+
+
+@pytest.mark.parametrize(
+  "text, score",
+  [
+    ("<<8*4=32>> <<32+9=41>> #### 41", 3),
+    ("<<8*4=32>> <<9+32=41>> #### 41", 3),
+    ("<<8+4=12>> <<12+9=21>> #### 21", 0),  # a rule, but of none of the examples
+    ("<<8*4=32>> #### 32", -1),  # leaves a number out
+    ("<<8*4=32>> <<32+77=109>> #### 109", -1),  # from nowhere
+    ("nothing", -1),
+  ],
+)
+def test_rules_are_read_off_the_steps(text, score):
+  assert decode.score_read(text, PROBLEM) == score
+
+
+@pytest.fixture(scope="module")
+def setting():
+  """A configuration of a small model, its data and its tokenizer."""
+  base = config_lib.Config(
+    model=config_lib.Model(width=32, layers=1, heads=2, kv_heads=1, head_dim=16, mlp_width=32),
+    data=config_lib.Data(
+      name="rules", annotated=0.5, practice=0.3, worked_examples=50, vocab_size=160
+    ),
+    eval=config_lib.Eval(prompt=96, strategy=16, execution=24),
+  )
+  dataset = make_dataset(base.data)
+  return base, dataset, Tokenizer.train(dataset.texts(), base.data.vocab_size)
+
+
+def test_verifying_finds_what_a_vote_overlooks(setting, monkeypatch):
+  """One strategy of four is right. It alone gives the examples their numbers."""
+  base, dataset, tokenizer = setting
+  problems = {}
+  for p in (dataset.problem("cls", i) for i in range(20)):
+    for asked in (p, *decode.left_out(p)):
+      problems[tuple(tokenizer.encode_prompt(asked.question))] = asked
+
+  def scripted(params, prompt_PJT, length_PJ, key, *, group, **_):
+    P, J = length_PJ.shape
+    answer = np.full((P, J, group), 5000)  # what most of them say
+    for p in range(P):
+      for j in range(J):
+        asked = problems[tuple(prompt_PJT[p, j, : length_PJ[p, j]].tolist())]
+        answer[p, j, -1] = asked.answer
+    return decode.Samples(
+      answer, np.full((P, J, group, 4), tokenizer.symbols.eos), np.full((P, J, group), 3),
+      np.full((P, group), 2),
+    )  # fmt: skip
+
+  monkeypatch.setattr(decode, "_sample", scripted)
+  state = type("State", (), {"params": None})
+  loaded = loading.Loaded(base, dataset, tokenizer, state)
+  found = decode.measure(loaded, "cls", 20, votes=6, group=4, first=0)
+  assert found["n"] == 20
+  right = {way: marks.count("1") for way, marks in found["correct"].items()}
+  assert right == {"sampled": 0, "vote": 0, "verified": 20, "read": 0, "any": 20}
+  shown = np.mean([len(rules.shown(dataset.problem("cls", i).question)) for i in range(20)])
+  assert found["tokens"] == {
+    "vote": 6 * (3 + 2), "verified": pytest.approx(4 * (3 * (1 + shown) + 2), abs=0.1),
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_real_policy_is_sampled(setting, bare):
+  base, dataset, tokenizer = setting
+  config = base
+  if bare:
+    room = config_lib.Room(prompt=96, strategy=1, execution=24)
+    eval_room = config_lib.Eval(prompt=96, strategy=1, execution=24)
+    config = config_lib.dataclasses.replace(base, room=room, eval=eval_room)
+  import jax
+
+  params = policy.init_params(config, tokenizer.vocab_size, jax.random.key(0))
+  loaded = loading.Loaded(config, dataset, tokenizer, type("State", (), {"params": params}))
+  found = decode.measure(loaded, "cls", 3, votes=2, group=2, first=0)
+  assert set(found["correct"]) == set(decode.WAYS) - ({"verified"} if bare else set())
+  assert all(len(marks) == found["n"] == 3 for marks in found["correct"].values())
+  assert found == decode.measure(loaded, "cls", 3, votes=2, group=2, first=0)
+
+
+def test_differences_are_paired():
+  ones, zeros = np.ones((2, 1, 8)), np.zeros((2, 1, 8))
+  way = lambda x: {split: {w: x for w in decode.WAYS} for split in run.SPLITS}
+  found = run.differences({"sgpo": way(ones), "grpo": way(zeros)})
+  assert found["sgpo verified - grpo vote"]["cls"].mean() == 1
+  assert found["sgpo verified - sgpo vote"]["cls"].mean() == 0
+  assert not any("bare" in name for name in found)
