@@ -102,8 +102,7 @@ def score_read(text: str, problem: Problem) -> int:
   plan = classes.plan_key(text, problem.numbers, constants=range(2, rules.CONSTANT + 1))
   if plan is None or plan.count("q") != len(problem.numbers) or not rules.is_rule(plan):
     return -1
-  done = [(rules.apply(plan, numbers), out) for numbers, out in rules.shown(problem.question)]
-  return sum(bool(steps) and steps[-1][1] == out for steps, out in done)
+  return rules.held(plan, rules.shown(problem.question))
 
 
 def measure(loaded: Loaded, split: str, count: int, votes: int, group: int, first: int) -> dict:

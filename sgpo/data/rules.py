@@ -69,6 +69,12 @@ def apply(plan: str, numbers: Sequence[int]) -> list[tuple[str, int]] | None:
   return steps
 
 
+def held(plan: str, examples: Iterable[Example]) -> int:
+  """How many examples a rule gives their numbers."""
+  done = [(apply(plan, numbers), out) for numbers, out in examples]
+  return sum(bool(steps) and steps[-1][1] == out for steps, out in done)
+
+
 def ask(shown: Iterable[Example], numbers: Sequence[int]) -> str:
   """The question that shows examples and asks for one more."""
   line = lambda values: " ".join(map(str, values))
@@ -145,12 +151,12 @@ class Rules:
 
   def _problem(self, split: str, rng: random.Random, plan: str) -> Problem:
     """One problem: examples of a rule, and a query that training and evaluation do not share."""
-    held = split not in ("train", "worked")
+    evaluated = split not in ("train", "worked")
     while True:
       numbers, *others = self._inputs(rng, plan, 1 + rng.randint(*SHOWN))
       question = ask([(inside, apply(plan, inside)[-1][1]) for inside in others], numbers)
       digest = hashlib.sha256(f"rules|{question}".encode()).digest()
-      if (int.from_bytes(digest[:8], "big") / 2**64 < EVALUATION) == held:
+      if (int.from_bytes(digest[:8], "big") / 2**64 < EVALUATION) == evaluated:
         break
     steps = apply(plan, numbers)
     answer = steps[-1][1]
@@ -166,16 +172,15 @@ class Rules:
     )
 
   def searched(self, problem: Problem) -> int | None:
-    """What a program that knows all rules answers: the commonest of those that fit the examples."""
+    """The answer of a program that knows all rules: the commonest of those that fit the examples.
+
+    None where none fits.
+    """
     examples, answers = shown(problem.question), collections.Counter()
     for plan in itertools.chain(*self.rules.values()):
-      if _numbers_in(plan) == len(problem.numbers):
-        outs = [apply(plan, inside) for inside, _ in examples]
-        if all(
-          steps and steps[-1][1] == out for steps, (_, out) in zip(outs, examples, strict=True)
-        ):
-          if steps := apply(plan, problem.numbers):
-            answers[steps[-1][1]] += 1
+      if _numbers_in(plan) == len(problem.numbers) and held(plan, examples) == len(examples):
+        steps = apply(plan, problem.numbers)
+        answers[steps[-1][1] if steps else None] += 1
     return answers.most_common(1)[0][0] if answers else None
 
   def worked_example(self, index: int) -> Problem:
