@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from sgpo import config as config_lib
-from sgpo.data import classes, strategies
+from sgpo.data import classes, procedural, strategies
 from sgpo.types import Problem
 
 VERSION = "1"
@@ -28,7 +28,6 @@ CONSTANT, FACTOR = 30, 9  # greatest constants: added or taken off, multiplied o
 RESULT = 999  # greatest result of a step
 TRIED, USABLE = 400, 40  # a rule is one that so many of so many rows of numbers can be put into
 EVALUATION = 1 / 8  # share of questions kept for evaluation
-ENDLESS = 10**9
 _STEP = re.compile(r"(q|r\d|\d+)([-+*/])(q|r\d|\d+)")
 _EXAMPLE = re.compile(r"([\d ]+) gives (\d+)\.")
 
@@ -206,33 +205,18 @@ class Rules:
   def size(self, split: str) -> int:
     """Problems are generated: there is no end."""
     del split
-    return ENDLESS
+    return procedural.ENDLESS
 
   def family(self, split: str, index: int, size: int) -> list[Problem]:
     """`size` different problems of one rule, with different answers where that can be."""
     rng = random.Random(f"rules/family/{split}/{index}")
     plan = rng.choice(self.rules[self._part(split, rng)])
-    members: list[Problem] = []
-    for attempt in range(100 * size):
-      problem = self._problem(split, rng, plan)
-      same_answer = problem.answer in {p.answer for p in members}
-      if problem.question not in {p.question for p in members} and (
-        not same_answer or attempt > 50 * size
-      ):
-        members.append(dataclasses.replace(problem, index=index * 64 + len(members)))
-      if len(members) == size:
-        return members
-    raise ValueError(f"rule {plan!r} has fewer than {size} different problems")
+    draw = lambda: self._problem(split, rng, plan)
+    return procedural.family(draw, f"rule {plan!r}", split, index, size)
 
   def texts(self) -> Iterable[str]:
     """Questions, strategies and solutions of the worked examples, and of training families."""
-    for index in range(self.data.worked_examples):
-      problem = self.worked_example(index)
-      yield from (
-        problem.question, strategies.render(problem.plan, self.data), problem.solution,
-      )  # fmt: skip
-    for index in range(500):
-      yield self.family("train", index, 1)[0].question
+    return procedural.texts(self)
 
   def fingerprint(self) -> dict[str, str]:
     """The generator's version."""

@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable
 
 from sgpo import config as config_lib
-from sgpo.data import classes, strategies
+from sgpo.data import classes, procedural, strategies
 from sgpo.data.relations import (
   ASIDE,
   ASIDES,
@@ -38,7 +38,6 @@ MAX_OPERATIONS = 4  # of training chains
 HELD_OUT_PAIRS = 0.12  # share of ordered pairs of relations kept for split comp
 MIXED = 0.3  # share of chains that mix domains, where the class allows it
 EVALUATION = 1 / 8  # share of contents kept for evaluation
-ENDLESS = 10**9
 OPERATIONS = {"add_mul": 2, "sub_mul": 2, "mul_add": 2}  # other forms take one
 
 
@@ -359,7 +358,7 @@ class WordProblems:
   def size(self, split: str) -> int:
     """Problems are generated: there is no end."""
     del split
-    return ENDLESS
+    return procedural.ENDLESS
 
   def family(self, split: str, index: int, size: int) -> list[Problem]:
     """`size` different problems of one class, with different answers where that can be."""
@@ -369,27 +368,12 @@ class WordProblems:
     else:
       part = {"id": "annotated", "practice": "practice", "cls": "held_out"}[split]
     plan = rng.choice(self._classes[part])
-    members: list[Problem] = []
-    for attempt in range(100 * size):
-      problem = self._until(split, rng, plan)
-      same_answer = problem.answer in {p.answer for p in members}
-      if problem.question not in {p.question for p in members} and (
-        not same_answer or attempt > 50 * size
-      ):
-        members.append(dataclasses.replace(problem, split=split, index=index * 64 + len(members)))
-      if len(members) == size:
-        return members
-    raise ValueError(f"class {plan!r} has fewer than {size} different problems")
+    draw = lambda: self._until(split, rng, plan)
+    return procedural.family(draw, f"class {plan!r}", split, index, size)
 
   def texts(self) -> Iterable[str]:
     """Questions, strategies and solutions of the worked examples, and of training families."""
-    for index in range(self.data.worked_examples):
-      problem = self.worked_example(index)
-      yield from (
-        problem.question, strategies.render(problem.plan, self.data), problem.solution,
-      )  # fmt: skip
-    for index in range(500):
-      yield self.family("train", index, 1)[0].question
+    return procedural.texts(self)
 
   def fingerprint(self) -> dict[str, str]:
     """The generator's version."""
