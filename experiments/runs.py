@@ -160,6 +160,8 @@ def made(job: Job, folder: str) -> str:
     RuntimeError: it failed.
   """
   if not _done(job, folder):
+    if job.start:
+      made(job.start, folder)
     _launch(job, folder, None)
   return _folder(job, folder)
 

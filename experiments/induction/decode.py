@@ -1,18 +1,22 @@
-"""Ways to answer a question that shows examples, on samples of one policy.
+"""Ways to answer a question that shows examples, from samples of one policy.
 
-  sampled    one sample
+  sampled    one sample: the share of N that are right
   vote       the commonest answer of N samples
   verified   G strategies; of those that give most of the shown examples their numbers, each example
              asked as a question of its own among the others, the commonest answer
-  read       the same, but the rule is read off the steps of an execution and applied to the
-             examples by a program: what a policy without strategies has
+  read       the rule is read off the steps of each of the N samples and held against the examples
+             by a program: what a policy without strategies has, where steps happen to be a program
   any        whether one of the N samples is right: no way to answer, but a bound
 
-Verified is what transfer is in training, with the shown examples as siblings: hypothesis search of
-Wang et al., arXiv 2309.05660, with the policy in the interpreter's place.
+Samples are drawn at the temperature of training; a strategy that is tried is executed greedily.
+Trying strategies on examples is hypothesis search, Wang et al., arXiv 2309.05660, with the policy in
+the interpreter's place.
 """
 
 import collections
+import functools
+import itertools
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -28,8 +32,10 @@ from sgpo.loading import Loaded
 from sgpo.models import transformer
 from sgpo.types import Problem
 
+NO_ANSWER = -(2**31)
 WAYS = ("sampled", "vote", "verified", "read", "any")
 BATCH = 16  # problems sampled at once
+_OPERAND = re.compile(r"\d+")
 
 
 class Samples(NamedTuple):
@@ -39,9 +45,6 @@ class Samples(NamedTuple):
   tokens_PJGE: np.ndarray
   length_PJG: np.ndarray  # of the executions
   strategy_length_PG: np.ndarray
-
-
-NO_ANSWER = -1
 
 
 def left_out(problem: Problem) -> list[Problem]:
@@ -56,32 +59,21 @@ def left_out(problem: Problem) -> list[Problem]:
   ]  # fmt: skip
 
 
-@partial(jax.jit, static_argnames=("lm", "symbols", "room", "sampling", "group"))
-def _sample(params, prompt_PJT, length_PJ, key, *, lm, symbols, room, sampling, group):
-  P, J, T = prompt_PJT.shape
-  _, prefix = lm.prefill(params, prompt_PJT.reshape(P * J, T), length_PJ.reshape(P * J))
-  family = lambda x: x.reshape(P, J, *x.shape[1:])
-  first = jax.tree.map(lambda x: family(x)[:, 0], prefix)
-  extract_key, execute_key = jax.random.split(key)
-  weights = lm.split(params)
-  strategy, _ = policy.extract(
-    lm, weights, first, group, room.strategy, extract_key, symbols=symbols, sampling=sampling
-  )
-  spread = lambda x: jnp.repeat(x, J, axis=0)
-  context = policy.read_strategy(
-    lm, params, prefix, spread(strategy.tokens_BL), spread(strategy.length_B), symbols
-  )
-  if room.strategy > 1:  # strategies differ from sample to sample, and executions follow them
-    sampling = sampling.replace(temperature=0.0)
-  execution = policy.execute(
-    lm, weights, prefix, context, room.execution, execute_key, symbols=symbols, sampling=sampling
-  )
-  value, parsed = rewards.read_answer(execution.tokens_BL, symbols)
+_lm = functools.cache(transformer.make_lm)  # one for all runs of a shape, compiled once
+
+
+@partial(jax.jit, static_argnames=("lm", "symbols", "room", "sampling", "executing", "group"))
+def _sample(params, prompt_PJT, length_PJ, key, *, lm, symbols, room, sampling, executing, group):
+  out = policy.rollout(
+    lm, params, prompt_PJT, length_PJ, key, group=group, room=room, symbols=symbols,
+    sampling=sampling, executing=executing,
+  )  # fmt: skip
+  value, parsed = rewards.read_answer(out.execution.tokens_BL, symbols)
   return Samples(
-    answer_PJG=family(jnp.where(parsed, value, NO_ANSWER)),
-    tokens_PJGE=family(execution.tokens_BL),
-    length_PJG=family(execution.length_B),
-    strategy_length_PG=strategy.length_B,
+    answer_PJG=jnp.where(parsed, value, NO_ANSWER),
+    tokens_PJGE=out.execution.tokens_BL,
+    length_PJG=out.execution.length_B,
+    strategy_length_PG=out.strategy.length_B,
   )
 
 
@@ -93,69 +85,110 @@ def commonest(answers: Sequence[int]) -> int:
 
 def best(answers: Sequence[int], scores: Sequence[int]) -> int:
   """The commonest answer among those with the highest score."""
-  top = max(scores)
-  return commonest([a for a, score in zip(answers, scores, strict=True) if score == top])
+  pairs = [(a, score) for a, score in zip(answers, scores, strict=True) if a != NO_ANSWER]
+  top = max((score for _, score in pairs), default=0)
+  return commonest([a for a, score in pairs if score == top])
 
 
-def score_read(text: str, problem: Problem) -> int:
-  """How many shown examples the rule carried out in an execution gives their numbers; else -1."""
-  plan = classes.plan_key(text, problem.numbers, constants=range(2, rules.CONSTANT + 1))
-  if plan is None or plan.count("q") != len(problem.numbers) or not rules.is_rule(plan):
-    return -1
-  return rules.held(plan, rules.shown(problem.question))
+def readings(text: str, problem: Problem) -> list[str]:
+  """The rules that an execution may have carried out.
+
+  A number in a step can be an earlier result, the question's next number, or a constant.
+  """
+  steps = [expression for expression, _ in classes.parse_solution(text)]
+  results = [int(value) for _, value in classes.parse_solution(text)]
+  if not 0 < len(steps) <= 3:
+    return []
+  parts = []
+  for place, step in enumerate(steps):
+    for piece in re.split(r"(\d+)", step):
+      if not _OPERAND.fullmatch(piece):
+        parts.append([piece])
+        continue
+      value = int(piece)
+      names = [f"r{i + 1}" for i in range(place) if results[i] == value]
+      names += ["q"] if value in problem.numbers else []
+      parts.append(names + ([piece] if 2 <= value <= rules.CONSTANT else []))
+    parts.append(["; "])
+  out = []
+  for names in itertools.product(*parts[:-1]):
+    plan = "".join(names)
+    if plan.count("q") == len(problem.numbers) and rules.is_rule(plan):
+      out.append(plan)
+  return out
 
 
-def measure(loaded: Loaded, split: str, count: int, votes: int, group: int, first: int) -> dict:
-  """Every way on `count` problems of a split from index `first` on.
+def read_rule(text: str, problem: Problem) -> tuple[int, int]:
+  """(score, answer): how many shown examples fit the best reading of an execution, and its answer.
+
+  The score is -1 where no rule can be read.
+  """
+  examples, found = rules.shown(problem.question), (-1, NO_ANSWER)
+  for plan in readings(text, problem):
+    if steps := rules.apply(plan, problem.numbers):
+      found = max(found, (rules.held(plan, examples), steps[-1][1]))
+  return found
+
+
+def measure(loaded: Loaded, split: str, count: int, votes: int, group: int) -> dict:
+  """Every way on `count` problems of a split, from config.eval.first on.
 
   Returns:
-    {"n", "correct": {way: marks}, "tokens": {"vote", "verified": generated for a problem}}; what is
-    "verified" is missing for a policy without strategies.
+    {"n", "rules": of the problems, "correct": {way: a number a problem}, "tokens": {"vote",
+    "verified": generated for a problem}}; what is "verified" is missing for a policy without
+    strategies.
   """
   config, tokenizer, params = loaded.config, loaded.tokenizer, loaded.state.params
-  e = config.eval
+  e, bare = config.eval, config.room.strategy == 1
   room = config_lib.Room(e.prompt, e.strategy, e.execution, config.room.numbers)
   draw = partial(
-    _sample, lm=transformer.make_lm(config.model, tokenizer.vocab_size),
-    symbols=tokenizer.symbols, room=room, sampling=config.sampling,
+    _sample, lm=_lm(config.model, tokenizer.vocab_size), symbols=tokenizer.symbols, room=room,
+    sampling=config.sampling,
   )  # fmt: skip
 
-  def samples(families: list[list[Problem]], key, size: int) -> Samples:
+  def samples(families: list[list[Problem]], key, size: int, executing) -> Samples:
     filled = families + [families[-1]] * (BATCH - len(families))
     arrays = pipeline.family_arrays(filled, tokenizer, room, loaded.dataset.domains)
-    return jax.device_get(draw(params, arrays.prompt_PJT, arrays.length_PJ, key, group=size))
+    return jax.device_get(
+      draw(
+        params, arrays.prompt_PJT, arrays.length_PJ, key, group=size, executing=executing
+      )
+    )  # fmt: skip
 
-  problems = [loaded.dataset.problem(split, i) for i in range(first, first + count)]
+  problems = [loaded.dataset.problem(split, i) for i in range(e.first, e.first + count)]
   problems = pipeline.fitting(problems, tokenizer, room)
   right, spent = collections.defaultdict(list), collections.Counter()
   for start in range(0, len(problems), BATCH):
     chunk = problems[start : start + BATCH]
     vote_key, verify_key = jax.random.split(jax.random.fold_in(jax.random.key(0), start))
-    drawn = samples([[p] for p in chunk], vote_key, votes)
+    drawn = samples([[p] for p in chunk], vote_key, votes, config.sampling)
     for i, p in enumerate(chunk):
       answers = drawn.answer_PJG[i, 0]
       texts = [tokenizer.pretty_execution(row.tolist()) for row in drawn.tokens_PJGE[i, 0]]
-      right["sampled"].append(answers[0] == p.answer)
-      right["vote"].append(commonest(answers) == p.answer)
-      right["read"].append(best(answers, [score_read(text, p) for text in texts]) == p.answer)
-      right["any"].append((answers == p.answer).any())
-      spent["vote"] += drawn.length_PJG[i].sum() + drawn.strategy_length_PG[i].sum()
-    if room.strategy == 1:
+      read = [read_rule(text, p) for text in texts]
+      chosen = best([answer for _, answer in read], [score for score, _ in read])
+      right["sampled"].append(round(float((answers == p.answer).mean()), 4))
+      right["vote"].append(int(commonest(answers) == p.answer))
+      right["read"].append(int(chosen == p.answer))
+      right["any"].append(int((answers == p.answer).any()))
+      spent["vote"] += drawn.length_PJG[i].sum()
+      spent["vote"] += 0 if bare else drawn.strategy_length_PG[i].sum()
+    if bare:
       continue
-    tests = [left_out(p) for p in chunk]
-    most = rules.SHOWN[1]
+    tests, most = [left_out(p) for p in chunk], rules.SHOWN[1]
     drawn = samples(
       [[p, *own, *own[-1:] * (most - len(own))] for p, own in zip(chunk, tests, strict=True)],
-      verify_key, group,
+      verify_key, group, config.sampling.replace(temperature=0.0),
     )  # fmt: skip
     for i, (p, own) in enumerate(zip(chunk, tests, strict=True)):
       answers, *tried = drawn.answer_PJG[i][: 1 + len(own)]
       scores = sum(row == test.answer for row, test in zip(tried, own, strict=True))
-      right["verified"].append(best(answers, scores) == p.answer)
+      right["verified"].append(int(best(answers, scores) == p.answer))
       spent["verified"] += drawn.length_PJG[i, : 1 + len(own)].sum()
       spent["verified"] += drawn.strategy_length_PG[i].sum()
   return {
     "n": len(problems),
-    "correct": {way: "".join("01"[int(x)] for x in right[way]) for way in WAYS if way in right},
+    "rules": [p.plan for p in problems],
+    "correct": {way: right[way] for way in WAYS if way in right},
     "tokens": {way: round(float(total) / len(problems), 1) for way, total in spent.items()},
   }

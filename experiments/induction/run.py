@@ -35,14 +35,15 @@ METHODS = {  # name: (stage, cold start, what it changes)
   "grpo_bare": ("grpo", "cold_bare", (OUTCOME, *BARE)),
 }
 SPLITS = {"practice": "practised rules", "cls": "unseen rules"}
-PRESETS = {  # options of every run; seeds; problems; samples of a vote; strategies to verify
-  "full": (("--config.eval.first=100000",), "0,1", 192, 128, 32),
+PRESETS = {  # options of every run; seeds; problems; strategies to verify; samples of a vote
+  "full": (("--config.eval.first=100000",), "0,1", 192, 32, 128),
   "quick": (
     ("--config.sft.steps=300", "--config.sgpo.steps=10", "--config.eval.problems=64",
      "--config.eval.transfer_pairs=64"),
-    "0", 32, 16, 8,
+    "0", 32, 8, 32,
   ),
 }  # fmt: skip
+MORE = 1.5  # samples of a vote without strategies, which are shorter
 
 
 def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
@@ -59,91 +60,90 @@ def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
   return out
 
 
-def answered(args: argparse.Namespace, wanted: dict[str, list[runs.Job]]) -> list[dict]:
-  """The answers of every run and split, a row each, from OUT/answers.jsonl or made now."""
-  _, _, count, votes, group = PRESETS[args.preset]
-  path = os.path.join(args.out, "answers.jsonl")
-  known = {}
+def answered(
+  args: argparse.Namespace, wanted: dict[str, list[runs.Job]], found: tables.Results
+) -> list[dict]:
+  """The answers of every run and split, a row each, from OUT/answers.jsonl or made now.
+
+  A row belongs to a run, to its commit, and to what was asked.
+  """
+  _, _, count, group, votes = PRESETS[args.preset]
+  path, known = os.path.join(args.out, "answers.jsonl"), {}
+  key_of = lambda row: json.dumps([row[key] for key in ("run", "git", "split", "asked")])
   if os.path.exists(path):
     with open(path, encoding="utf-8") as file:
-      for row in map(json.loads, file):
-        known[json.dumps([row["run"], row["split"], row["asked"]])] = row
-  asked = {"problems": count, "votes": votes, "strategies": group}
+      known = {key_of(row): row for row in map(json.loads, file)}
   out = []
-  for name, row_of_jobs in wanted.items():
-    for job in row_of_jobs:
-      for split in SPLITS:
-        key = json.dumps([job.as_json(), split, asked])
-        if key not in known:
-          loaded = loading.load(runs.made(job, args.runs))
-          first = loaded.config.eval.first
-          found = decode.measure(loaded, split, count, votes, group, first)
-          known[key] = {"run": job.as_json(), "split": split, "asked": asked} | found
-          with files.replacing(path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in known.values())
-          right = {way: marks.count("1") for way, marks in found["correct"].items()}
-          print(f"{name} seed {job.seed} {split}: {right} of {found['n']}", flush=True)
-        out.append(known[key] | {"policy": name})
+  for name, own in wanted.items():
+    samples = round(MORE * votes) if name.endswith("_bare") else votes
+    asked = {"problems": count, "strategies": group, "votes": samples}
+    for job, record in zip(own, found[name], strict=True):
+      rows = [
+        {"run": job.as_json(), "git": record["git"], "split": split, "asked": asked}
+        for split in SPLITS
+      ]
+      if any(key_of(row) not in known for row in rows):
+        loaded = loading.load(runs.made(job, args.runs))
+        for row in rows:
+          row |= decode.measure(loaded, row["split"], count, samples, group)
+          known[key_of(row)] = row
+          right = {way: f"{np.mean(marks):.3f}" for way, marks in row["correct"].items()}
+          print(f"{name} seed {job.seed} {row['split']}: {right} of {row['n']}", flush=True)
+        with files.replacing(path) as file:
+          file.writelines(json.dumps(row) + "\n" for row in known.values())
+      out += [known[key_of(row)] | {"policy": name} for row in rows]
   return out
 
 
-Correct = dict[str, dict[str, dict[str, np.ndarray]]]  # [policy][split][way], [runs, 1, problems]
+Correct = dict[str, dict[str, dict[str, np.ndarray]]]  # [policy][split][way], [runs, problems]
 
 
 def correctness(rows: list[dict]) -> Correct:
-  """Correctness problem by problem, runs in the order of their seeds."""
+  """Correctness problem by problem; runs in the order of the rows."""
   out: Correct = {}
   for row in rows:
     ways = out.setdefault(row["policy"], {}).setdefault(row["split"], {})
     for way, marks in row["correct"].items():
-      ways.setdefault(way, []).append([[int(c) for c in marks]])
+      ways.setdefault(way, []).append(marks)
   return {
     name: {split: {w: np.array(v, float) for w, v in ways.items()} for split, ways in own.items()}
     for name, own in out.items()
   }
 
 
-def determined(split: str, count: int, first: int) -> float:
-  """Accuracy of a program that knows all rules: the commonest answer of those that fit."""
+def interval(values_RN: np.ndarray, rules_N: list[str], resamples: int = 2000) -> dict:
+  """The mean over runs and problems, with a 95% interval.
+
+  The bootstrap resamples runs, and rules with all of their problems, which are not independent.
+  """
+  _, rule_N = np.unique(rules_N, return_inverse=True)
+  C, R = rule_N.max() + 1, len(values_RN)
+  sums_RC = np.stack([np.bincount(rule_N, row, C) for row in values_RN])
+  rng = np.random.default_rng(0)
+  weights_BC = rng.multinomial(C, np.full(C, 1 / C), resamples)
+  means_BR = weights_BC @ sums_RC.T / (weights_BC @ np.bincount(rule_N))[:, None]
+  draws = np.take_along_axis(means_BR, rng.integers(0, R, (resamples, R)), 1).mean(1)
+  low, high = np.quantile(draws, [0.025, 0.975])
+  return {"mean": float(values_RN.mean()), "low": float(low), "high": float(high)}
+
+
+def bounds(count: int, first: int) -> dict[str, tuple[float, float]]:
+  """By split: how often the commonest number that is shown is right, and a program that knows all
+  rules and answers by those that fit."""
   dataset = rules.Rules(runs.configured(CONFIG, ()).data)
-  problems = [dataset.problem(split, i) for i in range(first, first + count)]
-  return float(np.mean([dataset.searched(p) == p.answer for p in problems]))
-
-
-def markdown(rows: list[dict], correct: Correct, bounds: dict[str, float], command: str) -> str:
-  """A table a split: policies by ways, then paired differences."""
-  votes, group = (rows[0]["asked"][key] for key in ("votes", "strategies"))
-  commits = ", ".join(sorted({row["git"] for row in rows}))
-  runs_of = len({row["run"]["seed"] for row in rows})
-  out = [
-    f"Made by `{command}` from runs at {commits}: {runs_of} seeds, {rows[0]['n']} problems a split "
-    f"at most, {votes} samples to a vote, {group} strategies to verify. Means over the runs; 95% "
-    "intervals of a bootstrap over seeds and problems, too narrow with fewer than five seeds.\n"
-  ]
-  cell = lambda values: tables.cell(tables.interval(values))
-  for split, title in SPLITS.items():
-    body = []
-    for name, own in correct.items():
-      spent = [row["tokens"] for row in rows if (row["policy"], row["split"]) == (name, split)]
-      tokens = [
-        f"{np.mean([t[way] for t in spent]):,.0f}" if way in spent[0] else ""
-        for way in ("vote", "verified")
-      ]
-      ways = [cell(own[split][way]) if way in own[split] else "" for way in decode.WAYS]
-      body.append([name, *ways, *tokens])
-    head = ["policy", *decode.WAYS, "tokens of a vote", "of verifying"]
-    out += [
-      f"### {title} (`{split}`)\n",
-      f"A program that tries all rules: {bounds[split]:.3f}.\n",
-      tables.rows(head, body),
-    ]
-  pairs = differences(correct)
-  body = [[what, *(cell(values[split]) for split in SPLITS)] for what, values in pairs.items()]
-  return "\n".join([*out, "### Paired differences\n", tables.rows(["", *SPLITS.values()], body)])
+  out = {}
+  for split in SPLITS:
+    problems = [dataset.problem(split, i) for i in range(first, first + count)]
+    shown = [decode.commonest([out for _, out in rules.shown(p.question)]) for p in problems]
+    out[split] = (
+      float(np.mean([a == p.answer for a, p in zip(shown, problems, strict=True)])),
+      float(np.mean([dataset.searched(p) == p.answer for p in problems])),
+    )
+  return out
 
 
 def differences(correct: Correct) -> dict[str, dict[str, np.ndarray]]:
-  """Paired differences by their names, {split: [runs, 1, problems]} each."""
+  """Paired differences by their names, {split: [runs, problems]} each."""
   wanted = [
     ((name, "verified"), (name, "vote"))
     for name, own in correct.items()
@@ -153,7 +153,7 @@ def differences(correct: Correct) -> dict[str, dict[str, np.ndarray]]:
     (("sgpo", "verified"), other)
     for other in (("grpo", "vote"), ("grpo_bare", "vote"), ("grpo_bare", "read"),
                   ("grpo", "verified"), ("cold", "verified"))
-  ] + [(("sgpo", "sampled"), ("grpo", "sampled"))]  # fmt: skip
+  ] + [(("sgpo", way), ("grpo", way)) for way in ("sampled", "read")]  # fmt: skip
   return {
     f"{a} {way} - {b} {other}": {
       split: correct[a][split][way] - correct[b][split][other] for split in SPLITS
@@ -163,9 +163,47 @@ def differences(correct: Correct) -> dict[str, dict[str, np.ndarray]]:
   }
 
 
-def picture(correct: Correct, bounds: dict[str, float], path: str) -> None:
-  """A panel a split, a row a policy and way."""
+def markdown(rows: list[dict], correct: Correct, limits: dict, command: str) -> str:
+  """A table a split: policies by ways, then paired differences."""
+  rules_of = {row["split"]: row["rules"] for row in rows}
+  commits = ", ".join(sorted({row["git"] for row in rows}))
+  asked = rows[0]["asked"]
+  seeds = sorted({row["run"]["seed"] for row in rows})
+  sizes = ", ".join(f"{len(r)} problems of {len({*r})} rules in {s}" for s, r in rules_of.items())
+  out = [
+    f"Made by `{command}` from runs at {commits}: {len(seeds)} seeds, {sizes}; "
+    f"{asked['strategies']} strategies to verify, {asked['votes']} samples of a vote, "
+    f"{MORE:g} times as many without strategies. Means over the runs; 95% intervals of a bootstrap "
+    "over seeds and rules, too narrow with fewer than five seeds.\n"
+  ]
+  cell = lambda values, split: tables.cell(interval(values, rules_of[split]))
+  for split, title in SPLITS.items():
+    body = []
+    for name, own in correct.items():
+      spent = [row["tokens"] for row in rows if (row["policy"], row["split"]) == (name, split)]
+      tokens = [
+        f"{np.mean([t[way] for t in spent]):,.0f}" if way in spent[0] else ""
+        for way in ("vote", "verified")
+      ]
+      ways = [cell(own[split][w], split) if w in own[split] else "" for w in decode.WAYS]
+      body.append([name, *ways, *tokens])
+    head = ["policy", *decode.WAYS, "tokens of a vote", "of verifying"]
+    floor, ceiling = limits[split]
+    out += [
+      f"### {title} (`{split}`)\n",
+      f"The commonest number that is shown is right on {floor:.3f}, a program that tries all rules "
+      f"on {ceiling:.3f}.\n",
+      tables.rows(head, body),
+    ]
+  pairs = differences(correct)
+  body = [[what, *(cell(values[s], s) for s in SPLITS)] for what, values in pairs.items()]
+  return "\n".join([*out, "### Paired differences\n", tables.rows(["", *SPLITS.values()], body)])
+
+
+def picture(rows: list[dict], correct: Correct, limits: dict, path: str) -> None:
+  """A panel a split, a row a policy and way; dotted, the commonest number that is shown."""
   style = charts.STYLE | {"axes.grid.axis": "x", "svg.fonttype": "path"}
+  rules_of = {row["split"]: row["rules"] for row in rows}
   shown = ("sampled", "vote", "verified", "read")
   colors = {"sampled": charts.BEFORE, "vote": charts.BEFORE, "verified": charts.AFTER,
             "read": charts.BANK}  # fmt: skip
@@ -174,9 +212,9 @@ def picture(correct: Correct, bounds: dict[str, float], path: str) -> None:
     figure = Figure(figsize=(9.5, 0.27 * len(bars) + 1), layout="constrained")
     panels = figure.subplots(1, len(SPLITS), sharey=True, sharex=True)
     for axis, (split, title) in zip(panels, SPLITS.items(), strict=True):
-      axis.axvline(bounds[split], color=charts.BEFORE, lw=1, ls=":")
+      axis.axvline(limits[split][0], color=charts.BEFORE, lw=1, ls=":")
       for y, (name, way) in enumerate(bars):
-        i = tables.interval(correct[name][split][way])
+        i = interval(correct[name][split][way], rules_of[split])
         axis.plot([i["low"], i["high"]], [y, y], lw=4, color=colors[way], alpha=0.35)
         axis.plot(i["mean"], y, "o", ms=5, color=colors[way])
       axis.set_yticks(range(len(bars)), [f"{n.replace('_', ' ')}: {w}" for n, w in bars])
@@ -199,30 +237,30 @@ def main() -> int:
   args.runs += "" if args.preset == "full" else f"_{args.preset}"
   args.out = args.out or args.runs
   options, seeds, count, *_ = PRESETS[args.preset]
-  command = f"python -m experiments.induction.run --preset={args.preset}"
-  command += f" --seeds={args.seeds or seeds}"
   try:
-    args.seeds = [int(seed) for seed in (args.seeds or seeds).split(",")]
+    args.seeds = sorted({int(seed) for seed in (args.seeds or seeds).split(",")})
+  except ValueError:
+    print(f"error: --seeds={args.seeds} must be numbers by commas, as 0,1", file=sys.stderr)
+    return 1
+  command = f"python -m experiments.induction.run --preset={args.preset}"
+  command += f" --seeds={','.join(map(str, args.seeds))}"
+  try:
     os.makedirs(args.out, exist_ok=True)
     wanted = jobs(args)
     found = runs.results(wanted, args.out, args.runs, args.workers)
-    rows = answered(args, wanted)
+    rows = answered(args, wanted, found)
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  gits = {json.dumps(job.as_json()): record["git"] for name, own in wanted.items()
-          for job, record in zip(own, found[name], strict=True)}  # fmt: skip
-  rows = [row | {"git": gits[json.dumps(row["run"])]} for row in rows]
   correct = correctness(rows)
-  first = runs.configured(CONFIG, options).eval.first
-  bounds = {split: determined(split, count, first) for split in SPLITS}
-  text = markdown(rows, correct, bounds, command)
-  text += "\n### Runs\n\n" + tables.splits_table(found) + "\n" + tables.arms(found)
+  limits = bounds(count, runs.configured(CONFIG, options).eval.first)
+  text = markdown(rows, correct, limits, command)
+  text += "\n### Runs, greedy\n\n" + tables.splits_table(found) + "\n" + tables.arms(found)
   text += "\n" + tables.costs(found)
   print(text)
   with files.replacing(os.path.join(args.out, "result.md")) as file:
     file.write(text)
-  picture(correct, bounds, os.path.join(args.out, "result.svg"))
+  picture(rows, correct, limits, os.path.join(args.out, "result.svg"))
   return 0
 
 

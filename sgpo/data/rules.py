@@ -28,7 +28,7 @@ CONSTANT, FACTOR = 30, 9  # greatest constants: added or taken off, multiplied o
 RESULT = 999  # greatest result of a step
 TRIED, USABLE = 400, 40  # a rule is one that so many of so many rows of numbers can be put into
 EVALUATION = 1 / 8  # share of questions kept for evaluation
-_STEP = re.compile(r"(q|r\d|\d+)([-+*/])(q|r\d|\d+)")
+_STEP = re.compile(r"(q|r[1-9]|\d+)([-+*/])(q|r[1-9]|\d+)")
 _EXAMPLE = re.compile(r"([\d ]+) gives (\d+)\.")
 
 Example = tuple[tuple[int, ...], int]  # numbers in, number out
@@ -149,7 +149,7 @@ class Rules:
     return list(found)
 
   def _problem(self, split: str, rng: random.Random, plan: str) -> Problem:
-    """One problem: examples of a rule, and a query that training and evaluation do not share."""
+    """Examples of a rule and a query: a question that training and evaluation do not share."""
     evaluated = split not in ("train", "worked")
     while True:
       numbers, *others = self._inputs(rng, plan, 1 + rng.randint(*SHOWN))
@@ -178,8 +178,8 @@ class Rules:
     examples, answers = shown(problem.question), collections.Counter()
     for plan in itertools.chain(*self.rules.values()):
       if _numbers_in(plan) == len(problem.numbers) and held(plan, examples) == len(examples):
-        steps = apply(plan, problem.numbers)
-        answers[steps[-1][1] if steps else None] += 1
+        if steps := apply(plan, problem.numbers):
+          answers[steps[-1][1]] += 1
     return answers.most_common(1)[0][0] if answers else None
 
   def worked_example(self, index: int) -> Problem:

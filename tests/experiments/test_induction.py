@@ -1,5 +1,8 @@
 """Ways to answer from samples: what is chosen, and what a way may look at."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
@@ -34,18 +37,26 @@ def test_the_commonest_answer_leaves_out_what_is_none():
 
 
 @pytest.mark.parametrize(
-  "text, score",
+  "text, found",
   [
-    ("<<8*4=32>> <<32+9=41>> #### 41", 3),
-    ("<<8*4=32>> <<9+32=41>> #### 41", 3),
-    ("<<8+4=12>> <<12+9=21>> #### 21", 0),  # a rule, but of none of the examples
-    ("<<8*4=32>> #### 32", -1),  # leaves a number out
-    ("<<8*4=32>> <<32+77=109>> #### 109", -1),  # from nowhere
-    ("nothing", -1),
+    ("<<8*4=32>> <<32+9=41>> #### 41", (3, 41)),
+    ("<<8*4=32>> <<9+32=41>> #### 41", (3, 41)),
+    ("<<8+4=12>> <<12+9=21>> #### 21", (0, 21)),  # a rule, but of none of the examples
+    ("<<8*4=32>> #### 32", (-1, decode.NO_ANSWER)),  # leaves a number out
+    ("<<8*4=32>> <<32+77=109>> #### 109", (-1, decode.NO_ANSWER)),  # from nowhere
+    ("nothing", (-1, decode.NO_ANSWER)),
   ],
 )
-def test_rules_are_read_off_the_steps(text, score):
-  assert decode.score_read(text, PROBLEM) == score
+def test_rules_are_read_off_the_steps(text, found):
+  assert decode.read_rule(text, PROBLEM) == found
+
+
+def test_right_steps_are_always_read_right(setting):
+  """A constant may equal a number of the question or a result."""
+  _, dataset, _ = setting
+  for split in rules.SPLITS:
+    for p in (dataset.problem(split, i) for i in range(100)):
+      assert decode.read_rule(p.solution, p) == (len(rules.shown(p.question)), p.answer)
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +96,16 @@ def test_verifying_finds_what_a_vote_overlooks(setting, monkeypatch):
   monkeypatch.setattr(decode, "_sample", scripted)
   state = type("State", (), {"params": None})
   loaded = loading.Loaded(base, dataset, tokenizer, state)
-  found = decode.measure(loaded, "cls", 20, votes=6, group=4, first=0)
+  found = decode.measure(loaded, "cls", 20, votes=6, group=4)
   assert found["n"] == 20
-  right = {way: marks.count("1") for way, marks in found["correct"].items()}
-  assert right == {"sampled": 0, "vote": 0, "verified": 20, "read": 0, "any": 20}
+  right = {way: sum(marks) for way, marks in found["correct"].items()}
+  assert right == {
+    "sampled": pytest.approx(20 / 6, abs=0.01),
+    "vote": 0,
+    "verified": 20,
+    "read": 0,
+    "any": 20,
+  }
   shown = np.mean([len(rules.shown(dataset.problem("cls", i).question)) for i in range(20)])
   assert found["tokens"] == {
     "vote": 6 * (3 + 2), "verified": pytest.approx(4 * (3 * (1 + shown) + 2), abs=0.1),
@@ -102,21 +119,57 @@ def test_a_real_policy_is_sampled(setting, bare):
   if bare:
     room = config_lib.Room(prompt=96, strategy=1, execution=24)
     eval_room = config_lib.Eval(prompt=96, strategy=1, execution=24)
-    config = config_lib.dataclasses.replace(base, room=room, eval=eval_room)
-  import jax
-
+    config = dataclasses.replace(base, room=room, eval=eval_room)
   params = policy.init_params(config, tokenizer.vocab_size, jax.random.key(0))
   loaded = loading.Loaded(config, dataset, tokenizer, type("State", (), {"params": params}))
-  found = decode.measure(loaded, "cls", 3, votes=2, group=2, first=0)
+  found = decode.measure(loaded, "cls", 3, votes=2, group=2)
   assert set(found["correct"]) == set(decode.WAYS) - ({"verified"} if bare else set())
   assert all(len(marks) == found["n"] == 3 for marks in found["correct"].values())
-  assert found == decode.measure(loaded, "cls", 3, votes=2, group=2, first=0)
+  assert found == decode.measure(loaded, "cls", 3, votes=2, group=2)
 
 
-def test_differences_are_paired():
-  ones, zeros = np.ones((2, 1, 8)), np.zeros((2, 1, 8))
-  way = lambda x: {split: {w: x for w in decode.WAYS} for split in run.SPLITS}
-  found = run.differences({"sgpo": way(ones), "grpo": way(zeros)})
-  assert found["sgpo verified - grpo vote"]["cls"].mean() == 1
-  assert found["sgpo verified - sgpo vote"]["cls"].mean() == 0
-  assert not any("bare" in name for name in found)
+def policy_rows(name, seed, marks):
+  """What `answered` gives of a run, the same on both splits."""
+  correct = {way: marks for way in decode.WAYS if name != "grpo_bare" or way != "verified"}
+  tokens = {"vote": 10.0} if name == "grpo_bare" else {"vote": 10.0, "verified": 12.0}
+  asked = {"problems": 4, "strategies": 2, "votes": 3}
+  return [
+    dict(policy=name, run=dict(seed=seed), git="abc", split=split, asked=asked, n=4,
+         rules=["a", "a", "b", "b"], correct=correct, tokens=tokens)
+    for split in run.SPLITS
+  ]  # fmt: skip
+
+
+def test_differences_are_paired_by_seed_and_problem():
+  rows = [
+    *policy_rows("sgpo", 0, [1, 0, 1, 0]), *policy_rows("sgpo", 1, [1, 1, 0, 0]),
+    *policy_rows("grpo", 0, [1, 0, 0, 0]), *policy_rows("grpo", 1, [0, 1, 0, 0]),
+    *policy_rows("grpo_bare", 0, [0, 0, 0, 0]), *policy_rows("grpo_bare", 1, [0, 0, 0, 1]),
+  ]  # fmt: skip
+  correct = run.correctness(rows)
+  found = run.differences(correct)
+  assert found["sgpo verified - grpo vote"]["cls"].tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
+  assert found["sgpo verified - grpo_bare read"]["cls"].tolist() == [[1, 0, 1, 0], [1, 1, 0, -1]]
+  assert not any("grpo_bare verified" in name for name in found)
+  text = run.markdown(rows, correct, dict.fromkeys(run.SPLITS, (0.1, 0.9)), "command")
+  assert "2 seeds, 4 problems of 2 rules" in text
+  (bare,) = [line for line in text.splitlines() if line.startswith("| grpo_bare |")][:1]
+  assert bare.split("|")[4].strip() == ""  # nothing is verified
+
+
+def test_problems_of_a_rule_are_resampled_together():
+  """All of the variance is between rules: four problems of two rules are two observations."""
+  alike = np.array([[1.0, 1.0, 0.0, 0.0]])
+  apart = run.interval(alike, ["a", "b", "c", "d"])
+  together = run.interval(alike, ["a", "a", "b", "b"])
+  assert apart["mean"] == together["mean"] == 0.5
+  assert (together["low"], together["high"]) == (0.0, 1.0)
+  rows = np.tile(alike, (1, 50))
+  narrow = run.interval(rows, [str(i) for i in range(200)])
+  assert narrow["high"] - narrow["low"] < 0.2
+
+
+def test_seeds_that_are_no_numbers_are_refused(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr("sys.argv", ["run", "--seeds=0,", f"--out={tmp_path}"])
+  assert run.main() == 1
+  assert "--seeds=0, must be numbers by commas" in capsys.readouterr().err
