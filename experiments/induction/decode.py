@@ -9,8 +9,8 @@
   any        whether one of the N samples is right: no way to answer, but a bound
 
 Samples are drawn at the temperature of training; a strategy that is tried is executed greedily.
-Trying strategies on examples is hypothesis search, Wang et al., arXiv 2309.05660, with the policy in
-the interpreter's place.
+Trying strategies on examples is hypothesis search, Wang et al., arXiv 2309.05660, with the policy
+in the interpreter's place.
 """
 
 import collections
