@@ -95,12 +95,12 @@ def readings(text: str, problem: Problem) -> list[str]:
 
   A number in a step can be an earlier result, the question's next number, or a constant.
   """
-  steps = [expression for expression, _ in classes.parse_solution(text)]
-  results = [int(value) for _, value in classes.parse_solution(text)]
+  steps = classes.parse_solution(text)
   if not 0 < len(steps) <= 3:
     return []
+  results = [int(value) for _, value in steps]
   parts = []
-  for place, step in enumerate(steps):
+  for place, (step, _) in enumerate(steps):
     for piece in re.split(r"(\d+)", step):
       if not _OPERAND.fullmatch(piece):
         parts.append([piece])
@@ -113,7 +113,7 @@ def readings(text: str, problem: Problem) -> list[str]:
   out = []
   for names in itertools.product(*parts[:-1]):
     plan = "".join(names)
-    if plan.count("q") == len(problem.numbers) and rules.is_rule(plan):
+    if rules.numbers_in(plan) == len(problem.numbers) and rules.is_rule(plan):
       out.append(plan)
   return out
 
@@ -130,6 +130,24 @@ def read_rule(text: str, problem: Problem) -> tuple[int, int]:
   return found
 
 
+def from_votes(problem: Problem, answers: np.ndarray, texts: list[str]) -> dict[str, float]:
+  """What each way but `verified` makes of N samples: their answers and executions."""
+  scores, read = zip(*(read_rule(text, problem) for text in texts), strict=True)
+  return {
+    "sampled": round(float((answers == problem.answer).mean()), 4),
+    "vote": int(commonest(answers) == problem.answer),
+    "read": int(best(read, scores) == problem.answer),
+    "any": int((answers == problem.answer).any()),
+  }
+
+
+def verified(problem: Problem, tests: list[Problem], answer_JG: np.ndarray) -> int:
+  """Whether the strategies that are right on most tests are so on the problem, the first of J."""
+  answers, *tried = answer_JG
+  scores = sum(row == test.answer for row, test in zip(tried, tests, strict=True))
+  return int(best(answers, scores) == problem.answer)
+
+
 def measure(loaded: Loaded, split: str, count: int, votes: int, group: int) -> dict:
   """Every way on `count` problems of a split, from config.eval.first on.
 
@@ -138,22 +156,20 @@ def measure(loaded: Loaded, split: str, count: int, votes: int, group: int) -> d
     "verified": generated for a problem}}; what is "verified" is missing for a policy without
     strategies.
   """
-  config, tokenizer, params = loaded.config, loaded.tokenizer, loaded.state.params
-  e, bare = config.eval, config.room.strategy == 1
+  config, tokenizer, e = loaded.config, loaded.tokenizer, loaded.config.eval
+  bare = config.room.strategy == 1
   room = config_lib.Room(e.prompt, e.strategy, e.execution, config.room.numbers)
+  greedy = config.sampling.replace(temperature=0.0)
   draw = partial(
-    _sample, lm=_lm(config.model, tokenizer.vocab_size), symbols=tokenizer.symbols, room=room,
-    sampling=config.sampling,
+    _sample, loaded.state.params, lm=_lm(config.model, tokenizer.vocab_size),
+    symbols=tokenizer.symbols, room=room, sampling=config.sampling,
   )  # fmt: skip
 
   def samples(families: list[list[Problem]], key, size: int, executing) -> Samples:
     filled = families + [families[-1]] * (BATCH - len(families))
     arrays = pipeline.family_arrays(filled, tokenizer, room, loaded.dataset.domains)
-    return jax.device_get(
-      draw(
-        params, arrays.prompt_PJT, arrays.length_PJ, key, group=size, executing=executing
-      )
-    )  # fmt: skip
+    drawn = draw(arrays.prompt_PJT, arrays.length_PJ, key, group=size, executing=executing)
+    return jax.device_get(drawn)
 
   problems = [loaded.dataset.problem(split, i) for i in range(e.first, e.first + count)]
   problems = pipeline.fitting(problems, tokenizer, room)
@@ -163,27 +179,20 @@ def measure(loaded: Loaded, split: str, count: int, votes: int, group: int) -> d
     vote_key, verify_key = jax.random.split(jax.random.fold_in(jax.random.key(0), start))
     drawn = samples([[p] for p in chunk], vote_key, votes, config.sampling)
     for i, p in enumerate(chunk):
-      answers = drawn.answer_PJG[i, 0]
       texts = [tokenizer.pretty_execution(row.tolist()) for row in drawn.tokens_PJGE[i, 0]]
-      read = [read_rule(text, p) for text in texts]
-      chosen = best([answer for _, answer in read], [score for score, _ in read])
-      right["sampled"].append(round(float((answers == p.answer).mean()), 4))
-      right["vote"].append(int(commonest(answers) == p.answer))
-      right["read"].append(int(chosen == p.answer))
-      right["any"].append(int((answers == p.answer).any()))
+      for way, value in from_votes(p, drawn.answer_PJG[i, 0], texts).items():
+        right[way].append(value)
       spent["vote"] += drawn.length_PJG[i].sum()
       spent["vote"] += 0 if bare else drawn.strategy_length_PG[i].sum()
     if bare:
       continue
     tests, most = [left_out(p) for p in chunk], rules.SHOWN[1]
-    drawn = samples(
-      [[p, *own, *own[-1:] * (most - len(own))] for p, own in zip(chunk, tests, strict=True)],
-      verify_key, group, config.sampling.replace(temperature=0.0),
-    )  # fmt: skip
+    families = [
+      [p, *own, *own[-1:] * (most - len(own))] for p, own in zip(chunk, tests, strict=True)
+    ]
+    drawn = samples(families, verify_key, group, greedy)
     for i, (p, own) in enumerate(zip(chunk, tests, strict=True)):
-      answers, *tried = drawn.answer_PJG[i][: 1 + len(own)]
-      scores = sum(row == test.answer for row, test in zip(tried, own, strict=True))
-      right["verified"].append(int(best(answers, scores) == p.answer))
+      right["verified"].append(verified(p, own, drawn.answer_PJG[i, : 1 + len(own)]))
       spent["verified"] += drawn.length_PJG[i, : 1 + len(own)].sum()
       spent["verified"] += drawn.strategy_length_PG[i].sum()
   return {

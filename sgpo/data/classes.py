@@ -196,6 +196,12 @@ def normalize_plan(text: str) -> str | None:
   return "; ".join(steps)
 
 
+def share(*parts: object) -> float:
+  """A stable hash of the parts as text, uniform in [0, 1)."""
+  digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
+  return int.from_bytes(digest[:8], "big") / 2**64
+
+
 def part_of(plan: str, annotated: float, practice: float) -> str:
   """Whether a class is "annotated", "practice" or "held_out": by a stable hash of its plan.
 
@@ -203,10 +209,10 @@ def part_of(plan: str, annotated: float, practice: float) -> str:
     plan: the class key.
     annotated, practice: shares of classes; the rest is held out.
   """
-  share = int.from_bytes(hashlib.sha256(plan.encode()).digest()[:8], "big") / 2**64
-  if share < annotated:
+  place = share(plan)
+  if place < annotated:
     return "annotated"
-  return "practice" if share < annotated + practice else "held_out"
+  return "practice" if place < annotated + practice else "held_out"
 
 
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth".split()

@@ -1,12 +1,39 @@
-"""What procedural data sets share: families without repetitions, and text for a tokenizer."""
+"""What procedural data sets share: parts of classes, families without repetitions, text."""
 
 import dataclasses
+import random
 from collections.abc import Callable, Iterable
 
+from sgpo.config import Data
 from sgpo.data import strategies
 from sgpo.types import Problem
 
 ENDLESS = 10**9  # problems that a split can give
+PARTS = {"id": "annotated", "practice": "practice", "cls": "held_out"}  # of classes, by split
+
+
+def check_parts(parts: dict[str, list[str]], data: Data) -> None:
+  """Refuses classes that share a strategy, and parts without classes: each has its split.
+
+  Args:
+    parts: the plans of "annotated", "practice" and "held_out" classes.
+  Raises:
+    ValueError: names the keys of `config.data`.
+  """
+  strategies.check_apart((plan for plans in parts.values() for plan in plans), data)
+  for part, plans in parts.items():
+    if not plans:
+      raise ValueError(
+        f"config.data.annotated = {data.annotated:g} and practice = {data.practice:g} "
+        f"leave no {part} class; the third share, held_out, is the rest"
+      )
+
+
+def drawn_part(split: str, rng: random.Random, data: Data) -> str:
+  """The part from which a family of a split has its class; of "train", one of two at random."""
+  if split == "train":
+    return "practice" if rng.random() < data.practice_families else "annotated"
+  return PARTS[split]
 
 
 def family(

@@ -10,14 +10,13 @@ annotated, practice and held out, questions into training and evaluation.
 
 import collections
 import dataclasses
-import hashlib
 import itertools
 import random
 import re
 from collections.abc import Iterable, Sequence
 
 from sgpo import config as config_lib
-from sgpo.data import classes, procedural, strategies
+from sgpo.data import classes, procedural
 from sgpo.types import Problem
 
 VERSION = "1"
@@ -87,7 +86,8 @@ def shown(question: str) -> list[Example]:
   return [(tuple(map(int, inside.split())), int(out)) for inside, out in found]
 
 
-def _numbers_in(plan: str) -> int:
+def numbers_in(plan: str) -> int:
+  """How many numbers a rule takes."""
   return plan.count("q")
 
 
@@ -123,27 +123,21 @@ class Rules:
       if behaviour and behaviour not in known:  # two plans of one function are one rule
         known.add(behaviour)
         self.rules[classes.part_of(plan, data.annotated, data.practice)].append(plan)
-    strategies.check_apart((plan for part in self.rules.values() for plan in part), data)
-    for part, plans in self.rules.items():
-      if not plans:
-        raise ValueError(
-          f"config.data.annotated = {data.annotated:g} and practice = {data.practice:g} "
-          f"leave no {part} class; the third share, held_out, is the rest"
-        )
+    procedural.check_parts(self.rules, data)
 
   def _behaviour(self, plan: str) -> tuple | None:
     """What a rule makes of fixed rows of numbers; None where it can seldom be applied."""
     rng = random.Random("behaviour")
     rows = [[rng.randint(*NUMBERS) for _ in range(3)] for _ in range(TRIED)]
-    done = [apply(plan, row[: _numbers_in(plan)]) for row in rows]
+    done = [apply(plan, row[: numbers_in(plan)]) for row in rows]
     out = tuple(steps[-1][1] if steps else None for steps in done)
-    return (_numbers_in(plan), out) if TRIED - out.count(None) >= USABLE else None
+    return (numbers_in(plan), out) if TRIED - out.count(None) >= USABLE else None
 
   def _inputs(self, rng: random.Random, plan: str, count: int) -> list[tuple[int, ...]]:
     """Different rows of numbers that a rule can be applied to."""
     found: dict[tuple[int, ...], None] = {}
     while len(found) < count:
-      numbers = tuple(rng.randint(*NUMBERS) for _ in range(_numbers_in(plan)))
+      numbers = tuple(rng.randint(*NUMBERS) for _ in range(numbers_in(plan)))
       if apply(plan, numbers):
         found[numbers] = None
     return list(found)
@@ -154,8 +148,7 @@ class Rules:
     while True:
       numbers, *others = self._inputs(rng, plan, 1 + rng.randint(*SHOWN))
       question = ask([(inside, apply(plan, inside)[-1][1]) for inside in others], numbers)
-      digest = hashlib.sha256(f"rules|{question}".encode()).digest()
-      if (int.from_bytes(digest[:8], "big") / 2**64 < EVALUATION) == evaluated:
+      if (classes.share("rules", question) < EVALUATION) == evaluated:
         break
     steps = apply(plan, numbers)
     answer = steps[-1][1]
@@ -177,7 +170,7 @@ class Rules:
     """
     examples, answers = shown(problem.question), collections.Counter()
     for plan in itertools.chain(*self.rules.values()):
-      if _numbers_in(plan) == len(problem.numbers) and held(plan, examples) == len(examples):
+      if numbers_in(plan) == len(problem.numbers) and held(plan, examples) == len(examples):
         if steps := apply(plan, problem.numbers):
           answers[steps[-1][1]] += 1
     return answers.most_common(1)[0][0] if answers else None
@@ -189,17 +182,12 @@ class Rules:
     problem = self._problem("worked", rng, rng.choice(self.rules["annotated"]))
     return dataclasses.replace(problem, index=index)
 
-  def _part(self, split: str, rng: random.Random) -> str:
-    if split == "train":
-      return "practice" if rng.random() < self.data.practice_families else "annotated"
-    return {"id": "annotated", "practice": "practice", "cls": "held_out"}[split]
-
   def problem(self, split: str, index: int) -> Problem:
     """The index-th problem of an evaluation split."""
     if split not in SPLITS:
       raise ValueError(f"unknown split {split!r}.{config_lib.suggest(split, list(SPLITS))}")
     rng = random.Random(f"rules/{split}/{index}")
-    plan = rng.choice(self.rules[self._part(split, rng)])
+    plan = rng.choice(self.rules[procedural.drawn_part(split, rng, self.data)])
     return dataclasses.replace(self._problem(split, rng, plan), index=index)
 
   def size(self, split: str) -> int:
@@ -210,7 +198,7 @@ class Rules:
   def family(self, split: str, index: int, size: int) -> list[Problem]:
     """`size` different problems of one rule, with different answers where that can be."""
     rng = random.Random(f"rules/family/{split}/{index}")
-    plan = rng.choice(self.rules[self._part(split, rng)])
+    plan = rng.choice(self.rules[procedural.drawn_part(split, rng, self.data)])
     draw = lambda: self._problem(split, rng, plan)
     return procedural.family(draw, f"rule {plan!r}", split, index, size)
 

@@ -7,13 +7,12 @@ a hash into training and evaluation. Every split is a predicate on the fields of
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import random
 from collections.abc import Iterable
 
 from sgpo import config as config_lib
-from sgpo.data import classes, procedural, strategies
+from sgpo.data import classes, procedural
 from sgpo.data.relations import (
   ASIDE,
   ASIDES,
@@ -41,12 +40,6 @@ EVALUATION = 1 / 8  # share of contents kept for evaluation
 OPERATIONS = {"add_mul": 2, "sub_mul": 2, "mul_add": 2}  # other forms take one
 
 
-def _share(*parts: object) -> float:
-  """A stable hash of the parts, uniform in [0, 1)."""
-  digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
-  return int.from_bytes(digest[:8], "big") / 2**64
-
-
 @dataclasses.dataclass(frozen=True)
 class Chain:
   """Relations in order, each with the domain that its quantity belongs to behind it."""
@@ -68,7 +61,7 @@ class Chain:
 
 def held_out_pair(pair: tuple[str, str]) -> bool:
   """Whether two adjacent relations are kept for split comp."""
-  return _share("pair", *pair) < HELD_OUT_PAIRS
+  return classes.share("pair", *pair) < HELD_OUT_PAIRS
 
 
 def trained_mix(mix: tuple[str, ...]) -> bool:
@@ -202,13 +195,7 @@ class WordProblems:
     trained = {*self._classes["annotated"], *self._classes["practice"]}
     keep = lambda chains: [c for c in chains if symbolic_plan(c.relations) in trained]
     self._comp, self._cross = keep(self._comp), keep(self._cross)  # known plans, one respect each
-    strategies.check_apart((plan for part in self._classes.values() for plan in part), data)
-    for part in self._classes:
-      if not self._classes[part]:  # every part has its splits
-        raise ValueError(
-          f"config.data.annotated = {data.annotated:g} and practice = {data.practice:g} "
-          f"leave no {part} class; the third share, held_out, is the rest"
-        )
+    procedural.check_parts(self._classes, data)
 
   def _feasible(self, plan: str) -> bool:
     """Whether small distinct numbers give the class often enough to be sampled by rejection."""
@@ -238,7 +225,7 @@ class WordProblems:
     unusual = {
       "num": large, "lex": lexical, "distract": aside, "len": long, "comp": pair, "cross": crossing,
     }  # fmt: skip
-    evaluation = _share("content", p.names, p.numbers, p.relations) < EVALUATION
+    evaluation = classes.share("content", p.names, p.numbers, p.relations) < EVALUATION
     if split == "train":
       return not evaluation and known and not any(unusual.values())
     if not evaluation:
@@ -246,8 +233,7 @@ class WordProblems:
     if split in unusual:
       alone = all(value == (name == split) for name, value in unusual.items())
       return alone and (known or split == "len")
-    wanted = {"id": "annotated", "practice": "practice", "cls": "held_out"}[split]
-    return part == wanted and not any(unusual.values())
+    return part == procedural.PARTS[split] and not any(unusual.values())
 
   def _chain(self, split: str, rng: random.Random, plan: str | None) -> Chain:
     pools = {"len": self._len, "comp": self._comp, "cross": self._cross}
@@ -363,11 +349,7 @@ class WordProblems:
   def family(self, split: str, index: int, size: int) -> list[Problem]:
     """`size` different problems of one class, with different answers where that can be."""
     rng = random.Random(f"family/{split}/{index}")
-    if split == "train":
-      part = "practice" if rng.random() < self.data.practice_families else "annotated"
-    else:
-      part = {"id": "annotated", "practice": "practice", "cls": "held_out"}[split]
-    plan = rng.choice(self._classes[part])
+    plan = rng.choice(self._classes[procedural.drawn_part(split, rng, self.data)])
     draw = lambda: self._until(split, rng, plan)
     return procedural.family(draw, f"class {plan!r}", split, index, size)
 
