@@ -60,6 +60,7 @@ class Model:
   scale_embedding: bool = False  # by sqrt(width) (Gemma)
   tied: bool = True  # the output head is the embedding table
   dtype: str = "float32"  # of activations; parameters stay float32
+  attention: str = "parts"  # of many tokens: parts (prompt and row apart) | cudnn (GPU) | xla
   remat: bool = False  # recompute each layer in the backward pass
   unroll: int = 1  # layers per iteration of the scan; all of them is fastest for small models
 
@@ -225,7 +226,7 @@ class Config:
   seed: int = 0
   stages: tuple[str, ...] = ("sft", "sgpo")  # methods, run one after another
   # Whose parameters start the first stage: another run, or a model folder of Hugging Face, which
-  # then sets `model` but for dtype, remat and unroll.
+  # then sets `model` but for dtype, attention, remat and unroll.
   init_from: str = ""
   mesh: tuple[int, ...] = (1, 1)  # ("data", "model"); -1 = all remaining devices
   log_every: int = 10  # steps between progress lines

@@ -37,6 +37,7 @@ UNREAD = (  # key, its value that means nothing is asked, stages that do not rea
 )
 GRADERS = ("digits", "numeric", "math")
 STRATEGIES = ("plan", "sentence", "code")
+ATTENTIONS = ("parts", "cudnn", "xla")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 
 
@@ -128,6 +129,19 @@ def _check_model(m: Any) -> None:
     raise ValueError(f"config.model.head_dim = {m.head_dim} must be even (rotary embedding)")
   if m.dtype not in ("float32", "bfloat16"):
     raise ValueError(f"config.model.dtype = {m.dtype!r} must be 'float32' or 'bfloat16'")
+  if m.attention not in ATTENTIONS:
+    raise ValueError(
+      f"config.model.attention = {m.attention!r} must be one of {', '.join(ATTENTIONS)}"
+    )
+  if m.attention != "parts" and m.attention_cap:
+    raise ValueError(
+      f"config.model.attention = {m.attention!r} knows no attention_cap = {m.attention_cap}; "
+      "set it to 'parts'"
+    )
+  if m.attention == "cudnn" and m.dtype != "bfloat16":
+    raise ValueError(
+      f"config.model.attention = 'cudnn' needs config.model.dtype = 'bfloat16', not {m.dtype!r}"
+    )
   if m.rope.scaling not in ROPE_SCALINGS:
     raise ValueError(
       f"config.model.rope.scaling = {m.rope.scaling!r} must be one of {', '.join(ROPE_SCALINGS)}"

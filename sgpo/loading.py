@@ -70,7 +70,7 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
     model, vocab = hf_config.read_config(config.init_from)
   else:
     return config
-  own = {name: getattr(config.model, name) for name in ("dtype", "remat", "unroll")}
+  own = {name: getattr(config.model, name) for name in ("dtype", "attention", "remat", "unroll")}
   out = dataclasses.replace(
     config,
     model=dataclasses.replace(model, **own),

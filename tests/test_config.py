@@ -127,6 +127,18 @@ def test_what_does_not_fit_together_is_named():
       "config.reward.coherent = True compares operators",
     ),
     (change(config, critic=config_lib.Critic(rollouts=0)), "critic.rollouts = 0 must be positive"),
+    (
+      change(config, model=config_lib.Model(attention="flash")),
+      "config.model.attention = 'flash' must be one of parts, cudnn, xla",
+    ),
+    (
+      change(config, model=config_lib.Model(attention="cudnn")),
+      "config.model.attention = 'cudnn' needs config.model.dtype = 'bfloat16', not 'float32'",
+    ),
+    (
+      change(config, model=config_lib.Model(attention="xla", attention_cap=50.0)),
+      "config.model.attention = 'xla' knows no attention_cap = 50.0; set it to 'parts'",
+    ),
   ):
     with pytest.raises(ValueError, match=re.escape(message)):
       config_lib.check(wrong)

@@ -13,18 +13,22 @@ import optax
 
 from experiments.throughput.workload import Workload
 from sgpo import config as config_lib
+from sgpo import policy, rewards
+from sgpo import step as step_lib
 from sgpo.methods import sft, sgpo
 from sgpo.models import sampler, transformer
 from sgpo.types import NO_NUMBER, Examples, Families, Symbols
 
 Step = Callable[[int], None]  # runs step i and waits for its result
+KEY = jax.random.key(0)
 
 
 def model(w: Workload) -> config_lib.Model:
   """The decoder."""
   return config_lib.Model(
     width=w.width, layers=w.layers, heads=w.heads, kv_heads=w.kv_heads, head_dim=w.head_dim,
-    mlp_width=w.mlp_width, tied=False, unroll=w.layers, dtype=w.dtype,
+    mlp_width=w.mlp_width, tied=False, unroll=w.unroll or w.layers, dtype=w.dtype,
+    attention=w.attention, remat=bool(w.remat),
   )  # fmt: skip
 
 
@@ -57,36 +61,85 @@ def config(w: Workload, siblings: int) -> config_lib.Config:
   )  # fmt: skip
 
 
+def families(w: Workload, c: config_lib.Config, seed: int) -> Families:
+  """A batch of random problems."""
+  P, J = c.sgpo.sources, 1 + c.sgpo.siblings
+  sources = np.arange(P, dtype=np.int32)
+  return Families(
+    prompt_PJT=draw(w, seed, P, J, w.prompt),
+    length_PJ=np.full((P, J), w.prompt, np.int32),
+    answer_PJ=np.zeros((P, J), np.int32),
+    numbers_PJM=np.full((P, J, 1), NO_NUMBER, np.int32),
+    domain_P=np.zeros_like(sources),
+    source_P=sources,
+  )
+
+
 def reinforce(w: Workload, siblings: int) -> Step:
   """An SGPO step on families of 1 + `siblings` problems; without siblings a GRPO step."""
   c = config(w, siblings)
   method = sgpo.make(c, None, tokenizer(w), None)
-  lm = transformer.make_lm(c.model, w.vocab)
-  state = jax.jit(method.init)(lm.init(jax.random.key(0)))
+  state = jax.jit(lambda: method.init(transformer.make_lm(c.model, w.vocab).init(KEY)))()
   jitted = jax.jit(method.step, donate_argnums=0)
-  P, J = c.sgpo.sources, 1 + siblings
-  sources = np.arange(P, dtype=np.int32)
 
   def step(i):
     nonlocal state
-    families = Families(
-      prompt_PJT=draw(w, i, P, J, w.prompt),
-      length_PJ=np.full((P, J), w.prompt, np.int32),
-      answer_PJ=np.zeros((P, J), np.int32),
-      numbers_PJM=np.full((P, J, 1), NO_NUMBER, np.int32),
-      domain_P=np.zeros_like(sources),
-      source_P=sources,
-    )
-    state, metrics = jitted(state, families, jax.random.key(i))
+    state, metrics = jitted(state, families(w, c, i), jax.random.key(i))
     jax.block_until_ready((state, metrics))
 
+  return step
+
+
+def parts(w: Workload) -> Step:
+  """The step of `sgpo` in parts, each compiled alone; `step.seconds` has what each took."""
+  c, symbols = config(w, w.siblings), tokenizer(w).symbols
+  lm, optimizer = transformer.make_lm(c.model, w.vocab), sgpo.make_optimizer(c)
+  method = sgpo.make(c, None, tokenizer(w), None)
+  state = jax.jit(lambda: method.init(lm.init(KEY)))()
+  bound = dict(lm=lm, config=c, symbols=symbols)
+
+  def rollout(params, batch, key):
+    return policy.rollout(
+      lm, params, batch.prompt_PJT, batch.length_PJ, key,
+      group=w.samples, room=c.room, symbols=symbols, sampling=c.sampling,
+    )  # fmt: skip
+
+  def reward(params, batch, rolled):
+    grades = rewards.grade(rolled.execution, batch.answer_PJ[:, :, None], symbols)
+    return rewards.total(params, batch, rolled, grades, **bound)
+
+  jits = {
+    "retrieve": jax.jit(partial(step_lib.retrieve, **bound)),
+    "rollout": jax.jit(rollout),
+    "reward": jax.jit(reward),
+    "update": jax.jit(partial(step_lib.update, optimizer=optimizer, **bound), donate_argnums=0),
+    "remember": jax.jit(partial(step_lib.remember, config=c)),
+  }
+  seconds = {name: [] for name in jits}
+
+  def timed(name, *args):
+    began = time.perf_counter()
+    out = jax.block_until_ready(jits[name](*args))
+    seconds[name].append(time.perf_counter() - began)
+    return out
+
+  def step(i):
+    nonlocal state
+    key = jax.random.key(i)
+    batch, retrieval = timed("retrieve", state, families(w, c, i), key)
+    rolled = timed("rollout", state.params, batch, key)
+    r = timed("reward", state.params, batch, rolled)
+    state, _ = timed("update", state, batch, rolled, r)
+    state, _ = timed("remember", state, batch, retrieval, rolled, r)
+
+  step.seconds = seconds
   return step
 
 
 def decode(w: Workload) -> Step:
   """Generation alone: prefill and sampler."""
   lm = transformer.make_lm(model(w), w.vocab)
-  params, symbols = lm.init(jax.random.key(0)), tokenizer(w).symbols
+  params, symbols = jax.jit(lm.init)(KEY), tokenizer(w).symbols
 
   @jax.jit
   def generate(params, prompt_BT, key):
@@ -116,8 +169,7 @@ def train(w: Workload) -> Step:
   )  # fmt: skip
   pieces = w.microbatches or max(1, w.rows * length // 512)
   c = dataclasses.replace(config(w, 0), sft=config_lib.Sft(microbatches=pieces))
-  init = partial(sft.initial_state, optimizer=optimizer, config=c)
-  state = jax.jit(init)(lm.init(jax.random.key(0)))
+  state = jax.jit(lambda: sft.initial_state(lm.init(KEY), optimizer=optimizer, config=c))()
   bound = dict(lm=lm, optimizer=optimizer, config=c, symbols=tokenizer(w).symbols)
   jitted = jax.jit(partial(sft.sft_step, **bound), donate_argnums=0)
 
@@ -132,17 +184,30 @@ def train(w: Workload) -> Step:
 MODES: dict[str, Callable[[Workload], Step]] = {
   "rl": lambda w: reinforce(w, 0),
   "sgpo": lambda w: reinforce(w, w.siblings),
+  "parts": parts,
   "decode": decode,
   "train": train,
 }
 
 
-def peak_flops(size: int = 2048, repeats: int = 30) -> float:
-  """Floating point operations a second of a large matrix product, the best of a few."""
-  x = jnp.ones((size, size))
-  product, seconds = jax.jit(jnp.matmul), []
+def best(work: Callable, *args, repeats: int = 30) -> float:
+  """Seconds of a jitted function, the best of a few calls."""
+  jitted, seconds = jax.jit(work), []
   for _ in range(repeats + 1):
     began = time.perf_counter()
-    product(x, x).block_until_ready()
+    jitted(*args).block_until_ready()
     seconds.append(time.perf_counter() - began)
-  return 2 * size**3 / min(seconds)
+  return min(seconds)
+
+
+def peak_flops(dtype: str) -> float:
+  """Floating point operations a second of a large matrix product of random numbers."""
+  size = 2048 if jax.default_backend() == "cpu" else 8192
+  x = jax.random.normal(KEY, (size, size), dtype)
+  return 2 * size**3 / best(jnp.matmul, x, x)
+
+
+def peak_bandwidth() -> float:
+  """Bytes a second that a large copy reads and writes."""
+  x = jnp.zeros(1 << 28)
+  return 2 * x.nbytes / best(lambda x: x + 1, x, repeats=10)

@@ -6,6 +6,7 @@
   sgpo    an SGPO step with as many executions, K = 3, with bank and faithfulness
   decode  generation alone: prefill and sampler
   train   a supervised step on as many tokens
+  parts   the step of `sgpo` in parts, each compiled alone: seconds of each
 
 Prints one JSON line a mode. With --gate each step waits for a line on stdin, between "READY" and
 "DONE {...}", so that several programs can be timed step by step in turn.
@@ -58,7 +59,7 @@ class Laps:
     assert before, "jax reports no compilation: the count below would say nothing"
     self.recompiled = compilations() - before
 
-  def report(self, tokens: int, flops: float, peak: float) -> None:
+  def report(self, tokens: int, flops: float, peak: float, **more) -> None:
     """One JSON line; the floor is what the arithmetic takes at the speed of a large product."""
     wall, cpu = self.wall[self.args.warmup :], self.cpu[self.args.warmup :]
     median = statistics.median(wall)
@@ -70,7 +71,7 @@ class Laps:
       process_start_to_first_step_s=round(self.first, 1),
       peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
       recompilations=self.recompiled, floor_s=round(flops / peak, 4),
-      share_of_floor=round(flops / peak / median, 3), peak_gflops=round(peak / 1e9),
+      share_of_floor=round(flops / peak / median, 3), peak_gflops=round(peak / 1e9), **more,
     )  # fmt: skip
     print(json.dumps(line), file=self.out, flush=True)
 
@@ -109,11 +110,22 @@ def main() -> None:
   sizes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)}
   changed = {name: value for name, value in sizes.items() if value is not None}
   workload = dataclasses.replace(WORKLOADS[args.workload], **changed)
-  peak = modes.peak_flops()
+  peak = modes.peak_flops(workload.dtype)
   for mode in args.modes.split(","):
-    laps = Laps(mode, args, out)
-    laps.run(modes.MODES[mode](workload))
-    laps.report(workload.tokens[mode], workload.flops[mode], peak)
+    laps, step = Laps(mode, args, out), modes.MODES[mode](workload)
+    laps.run(step)
+    more = {}
+    if mode == "parts":
+      of_steps = lambda s: round(statistics.median(s[args.warmup :]), 4)
+      more["parts_s"] = {name: of_steps(s) for name, s in step.seconds.items()}
+    if memory := jax.local_devices()[0].memory_stats():  # None on a CPU
+      more["device_peak_mb"] = memory["peak_bytes_in_use"] >> 20
+      if mode == "decode":
+        bandwidth = modes.peak_bandwidth()
+        floor = workload.decode_bytes / bandwidth
+        more["bandwidth_gb_s"] = round(bandwidth / 1e9)
+        more["share_of_bandwidth"] = round(floor / statistics.median(laps.wall[args.warmup :]), 3)
+    laps.report(workload.tokens[mode], workload.flops[mode], peak, **more)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ class Workload:
   siblings: int = 3  # K of mode sgpo
   microbatches: int = 0  # pieces of an update; 0: as many as fit a CPU's cache
   dtype: str = "float32"  # of activations
+  attention: str = "parts"  # see config.model.attention
+  unroll: int = 0  # layers in one iteration of the scan; 0: all
+  remat: int = 0  # 1: compute each layer again in the backward pass
 
   @property
   def rows(self) -> int:
@@ -43,7 +46,19 @@ class Workload:
   def tokens(self) -> dict[str, int]:
     """Tokens that a step of each mode handles."""
     whole = self.rows * (self.prompt + self.completion)
-    return dict(rl=whole, sgpo=whole, decode=self.rows * self.completion, train=whole)
+    steps = dict.fromkeys(("rl", "sgpo", "parts", "train"), whole)
+    return steps | {"decode": self.rows * self.completion}
+
+  @property
+  def decode_bytes(self) -> int:
+    """Bytes that generation reads from memory, at the least.
+
+    For each token all matrices, the keys and values of each prompt once, and those of each row.
+    """
+    matrices = self.layer_parameters + self.width * self.vocab
+    cached = self.prompts * self.prompt + self.rows * self.completion / 2
+    numbers = matrices + cached * 2 * self.layers * self.kv_heads * self.head_dim
+    return int(numbers * self.completion * (2 if self.dtype == "bfloat16" else 4))
 
   @property
   def flops(self) -> dict[str, float]:
@@ -61,10 +76,12 @@ class Workload:
     forward = prompts + self.rows * behind
     family, length = 1 + self.siblings, self.prompt + self.completion
     reading = self.rows * (1 - 1 / family) * self.strategy * (token + key * self.prompt)
+    sgpo = (4 + 1 / family) * forward + reading
     return {
       "decode": forward,
       "rl": 4 * forward,
-      "sgpo": (4 + 1 / family) * forward + reading,
+      "sgpo": sgpo,
+      "parts": sgpo,
       "train": 3 * self.rows * length * (token + head + key * length / 2),
     }
 

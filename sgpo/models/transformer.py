@@ -46,8 +46,8 @@ class LM(NamedTuple):
   decode:  (params, prefix, cache, token_BG, position_BG, slot, valid_BGC) -> (hidden_BGD, cache);
            writes slot `slot` of the cache (per-layer KV behind [B, K, G]) and attends to the valid
   logits:  (params, hidden) -> float32 [..., V]
-  split:   (params) -> params with one subtree a layer, as `decode` wants them: done once, outside
-           of the sampling loop
+  split:   (params) -> params with one subtree a layer, matrices in the dtype of activations, as
+           `decode` wants them: done once, outside of the sampling loop
   """
 
   init: Callable
@@ -164,6 +164,33 @@ def attend(
   return (out / total[..., None]).astype(q.dtype)
 
 
+def attend_joined(
+  q_BKGQRh: jax.Array, own: KV, prefix: KV | None, view: View, scale: float, implementation: str
+) -> jax.Array:
+  """The same by `jax.nn.dot_product_attention`, over a copy of the prefix for each row.
+
+  On a GPU its cuDNN kernel keeps no scores in memory, in exchange for the copies.
+  """
+  B, K, G, Q, R, h = q_BKGQRh.shape
+  rows = lambda x_BKGCh: x_BKGCh.transpose(0, 2, 3, 1, 4).reshape(B * G, -1, K, h)
+  k, v = own[0].swapaxes(-1, -2), own[1]
+  mask = view.mask_BGQC
+  if prefix is not None:
+    T = prefix[1].shape[2]
+    before = lambda p_BKTh, x: jnp.concatenate(
+      [jnp.broadcast_to(p_BKTh[:, :, None], (B, K, G, T, h)), x], 3
+    )
+    k, v = before(prefix[0].swapaxes(-1, -2), k), before(prefix[1], v)
+    seen = jnp.broadcast_to(view.prefix_mask[:, 0, :, :, 0], (B, G, Q, T))
+    mask = jnp.concatenate([seen, jnp.broadcast_to(mask, (B, G, Q, mask.shape[-1]))], -1)
+  q = q_BKGQRh.transpose(0, 2, 3, 1, 4, 5).reshape(B * G, Q, K * R, h)
+  mask = jnp.broadcast_to(mask, (B, G, Q, k.shape[3])).reshape(B * G, 1, Q, -1)
+  out = jax.nn.dot_product_attention(
+    q, rows(k), rows(v), mask=mask, scale=scale, implementation=implementation
+  )
+  return out.reshape(B, G, Q, K, R, h).transpose(0, 3, 1, 2, 4, 5)
+
+
 class Layer(nn.Module):
   """Attention and a gated MLP, each behind its norm."""
 
@@ -209,7 +236,11 @@ class Layer(nn.Module):
     if cache is not None:
       write = jax.lax.dynamic_update_slice_in_dim
       own = write(cache[0], own[0], slot, 4), write(cache[1], own[1], slot, 3)
-    out = attend(q, own, prefix, view, (c.query_scale or h) ** -0.5, c.attention_cap)
+    scale = (c.query_scale or h) ** -0.5
+    if cache is None and c.attention != "parts":
+      out = attend_joined(q, own, prefix, view, scale, c.attention)
+    else:
+      out = attend(q, own, prefix, view, scale, c.attention_cap)
     out = out.transpose(0, 2, 3, 1, 4, 5).reshape(*x_BGQD.shape[:3], H, h)
     out = jnp.einsum("bgqhk,hkd->bgqd", out, weight("o", H, h, D, fn=last))
     if c.out_bias:
@@ -344,6 +375,11 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
     return c.logit_cap * jnp.tanh(out / c.logit_cap) if c.logit_cap else out
 
   def split(params):
-    return {**params, "layers": _unstack(params["layers"], c.layers)}
+    # Norms stay float32; all else of a layer has an axis more than they.
+    cast = lambda tree, axes: jax.tree.map(
+      lambda x: x.astype(c.dtype) if x.ndim > axes else x, tree
+    )
+    layers = _unstack(cast(params["layers"], 2), c.layers)
+    return {name: cast(x, 1) for name, x in params.items() if name != "layers"} | {"layers": layers}
 
   return LM(init, prefill, extend, decode, logits, split)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sgpo.models import transformer
+from sgpo.types import slots, within
 
 V = 40
 
@@ -50,9 +51,12 @@ def reference_logits(params, config, tokens):
   return norm(x, p["final_norm"]) @ (p["embed"].T if config.tied else p["head"])
 
 
-@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+VARIANTS = {"tied": {}, "untied": {"tied": False}, "joined": {"attention": "xla"}}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
 def lm_and_params(request, model):
-  config = dataclasses.replace(model, tied=request.param)
+  config = dataclasses.replace(model, **request.param)
   lm = transformer.make_lm(config, V)
   params = jax.tree.map(lambda x: x * 3, lm.init(jax.random.key(0)))
   return config, lm, params
@@ -101,6 +105,40 @@ def test_remat_and_unroll_keep_gradients(model):
   for change in ({"remat": True}, {"unroll": 2}):
     other = jax.grad(loss)(params, dataclasses.replace(model, **change))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, other)
+
+
+def test_joined_attention_keeps_gradients_behind_prompts_and_windows(model):
+  """The path that a GPU's kernel takes, through XLA: ragged prompts, rows of different length."""
+  model = dataclasses.replace(model, window=4, global_every=2)
+  rng = np.random.default_rng(0)
+  prompt, rows = jnp.array(rng.integers(0, V, (2, 6))), jnp.array(rng.integers(0, V, (2, 3, 5)))
+  length = jnp.array([6, 3])
+  position = length[:, None, None] + slots((2, 3), 5)
+  valid = within(jnp.array([[5, 2, 4], [1, 5, 3]]), 5)
+
+  def loss(params, config):
+    lm = transformer.make_lm(config, V)
+    _, prefix = lm.prefill(params, prompt, length)
+    hidden, _ = lm.extend(params, prefix, rows, position, valid)
+    scores = jax.nn.log_softmax(lm.logits(params, hidden))[..., 3]
+    return jnp.where(valid, scores, 0).sum()
+
+  params = transformer.make_lm(model, V).init(jax.random.key(0))
+  parts = jax.value_and_grad(loss)(params, model)
+  joined = jax.value_and_grad(loss)(params, dataclasses.replace(model, attention="xla"))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), parts, joined)
+
+
+def test_split_keeps_norms_in_float32(model):
+  lm = transformer.make_lm(dataclasses.replace(model, dtype="bfloat16", tied=False), V)
+  weights = lm.split(lm.init(jax.random.key(0)))
+  kept = {
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, x in jax.tree_util.tree_leaves_with_path(weights)
+    if x.dtype == jnp.float32
+  }
+  layers = {f"layers/{i}/{name}_norm" for i in range(model.layers) for name in ("attn", "mlp")}
+  assert kept == layers | {"final_norm"}
 
 
 def test_bfloat16_is_near_float32(model):
