@@ -120,10 +120,9 @@ def improve(
   if pieces > whole.advantage_PG.shape[0]:
     whole = by_problem(whole)
   loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
-  loss_fn = updates.on_policy(loss_fn, state, config)
 
   def epoch(state, _):
-    grads, metrics = updates.gradients(loss_fn, state.params, whole, pieces)
+    grads, metrics = updates.policy_gradients(loss_fn, state, lm, config, whole, pieces)
     state, more = updates.apply_gradients(state, grads, optimizer)
     return state, metrics | more
 

@@ -9,6 +9,7 @@ import optax
 
 from sgpo.config import Config
 from sgpo.models import lora
+from sgpo.models.transformer import LM
 from sgpo.types import TrainState
 
 
@@ -26,23 +27,21 @@ def policy_params(state: TrainState, config: Config) -> Any:
   return lora.merge(state.reference, state.params, config.lora.alpha)
 
 
-def on_policy(loss_fn: Callable, state: TrainState, config: Config) -> Callable:
-  """A loss of the policy's parameters as one of what is trained."""
-  if not config.lora.rank:
-    return loss_fn
-  return lambda params, batch: loss_fn(policy_params(state.replace(params=params), config), batch)
-
-
 def gradients(loss_fn: Callable, params: Any, batch: Any, pieces: int) -> tuple[Any, dict]:
   """(gradients, metrics) of `loss_fn`, summed over pieces of the batch, one after another.
 
-  Pieces take less memory, and on a CPU less time: what a layer writes stays in the cache.
+  Pieces take less memory, and on a CPU less time: what a layer writes stays in the cache. Sums are
+  float32.
 
   Args:
     loss_fn: (params, batch) -> (loss, metrics), both sums over the rows of the batch.
     batch: a pytree of arrays whose first axis `pieces` divides.
   """
-  run = lambda rows: jax.grad(loss_fn, has_aux=True)(params, rows)
+
+  def run(rows):
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(params, rows)
+    return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics
+
   if pieces == 1:
     return run(batch)
   # Every pieces-th row: a piece then has its share on each device.
@@ -50,6 +49,20 @@ def gradients(loss_fn: Callable, params: Any, batch: Any, pieces: int) -> tuple[
   first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, batch))
   add = lambda total, rows: (jax.tree.map(jnp.add, total, run(rows)), None)
   return jax.lax.scan(add, first, jax.tree.map(cut, batch))[0]
+
+
+def policy_gradients(
+  loss_fn: Callable, state: TrainState, lm: LM, config: Config, batch: Any, pieces: int
+) -> tuple[Any, dict]:
+  """`gradients` of a loss of the policy's parameters, by what is trained.
+
+  Matrices are cast to the dtype of activations once for all pieces, not by each.
+  """
+  if not config.lora.rank:
+    return gradients(loss_fn, lm.cast(state.params), batch, pieces)
+  merged = lambda params: policy_params(state.replace(params=params), config)
+  on_adapters = lambda params, rows: loss_fn(merged(params), rows)
+  return gradients(on_adapters, state.params, batch, pieces)
 
 
 def apply_gradients(

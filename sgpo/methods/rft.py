@@ -56,8 +56,8 @@ def learn(
   piece = objective.Piece(families, rollout, r.credit_PGJ[:, :, 0], r.credit_PGJ, None)
   count = sum(mask.sum() for mask in kept(rollout, piece.advantage_PG))
   bound = partial(loss_fn, count=count, lm=lm, config=config, symbols=symbols)
-  bound = updates.on_policy(bound, state, config)
-  grads, metrics = updates.gradients(bound, state.params, piece, config.sgpo.microbatches)
+  pieces = config.sgpo.microbatches
+  grads, metrics = updates.policy_gradients(bound, state, lm, config, piece, pieces)
   state, more = updates.apply_gradients(state, grads, optimizer)
   metrics |= more | step_lib.rollout_metrics(collected.retrieval, rollout, r, 0)
   metrics |= cost.tokens(families, rollout, config)

@@ -56,8 +56,8 @@ def sft_step(
   del key
   counts = tuple(mask.sum() for mask in masks(examples, config, symbols))
   bound = partial(loss_fn, counts=counts, lm=lm, config=config, symbols=symbols)
-  bound = updates.on_policy(bound, state, config)
-  grads, metrics = updates.gradients(bound, state.params, examples, config.sft.microbatches)
+  pieces = config.sft.microbatches
+  grads, metrics = updates.policy_gradients(bound, state, lm, config, examples, pieces)
   state, more = updates.apply_gradients(state, grads, optimizer)
   return state.replace(step=state.step + 1), metrics | more | cost.examples(examples)
 

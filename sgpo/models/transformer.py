@@ -46,8 +46,10 @@ class LM(NamedTuple):
   decode:  (params, prefix, cache, token_BG, position_BG, slot, valid_BGC) -> (hidden_BGD, cache);
            writes slot `slot` of the cache (per-layer KV behind [B, K, G]) and attends to the valid
   logits:  (params, hidden) -> float32 [..., V]
-  split:   (params) -> params with one subtree a layer, matrices in the dtype of activations, as
-           `decode` wants them: done once, outside of the sampling loop
+  cast:    (params) -> params with their matrices in the dtype of activations
+  split:   (params) -> these as `decode` wants them: one subtree a layer, matrices joined where
+           they are one product. Done once, outside of the sampling loop, from which not every
+           compiler would move it
   """
 
   init: Callable
@@ -55,6 +57,7 @@ class LM(NamedTuple):
   extend: Callable
   decode: Callable
   logits: Callable
+  cast: Callable
   split: Callable
 
 
@@ -117,6 +120,27 @@ def rotate(x_BKGQRh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Arra
   return (x * cos + swapped * sin).astype(x_BKGQRh.dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """`einsum` with a float32 result, whose gradient comes back in the operands' dtype.
+
+  Without this, gradients of bfloat16 operands would be products of float32, at half the speed.
+  """
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(spec, a, b):
+  return product(spec, a, b), (a, b)
+
+
+def _product_backward(spec, operands, gradient):
+  _, transpose = jax.vjp(partial(jnp.einsum, spec), *operands)
+  return transpose(gradient.astype(operands[0].dtype))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 @struct.dataclass
 class View:
   """What the queries of a layer see, and where they stand."""
@@ -140,27 +164,26 @@ def attend(
   """
   B, K, G, Q, R, h = q_BKGQRh.shape
   k, v = own
-  dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
   bend = (lambda x: cap * jnp.tanh(x / cap)) if cap else (lambda x: x)
   q = jax.lax.optimization_barrier(q_BKGQRh * scale)  # once for both products, not fused twice
   rows, group = q.reshape(B, K, G, Q * R, h), q.reshape(B, K, G * Q * R, h)
-  s = bend(dot("bkgxh,bkghc->bkgxc", rows, k)).reshape(B, K, G, Q, R, -1)
+  s = bend(product("bkgxh,bkghc->bkgxc", rows, k)).reshape(B, K, G, Q, R, -1)
   s = jnp.where(view.mask_BGQC[:, None, :, :, None], s, MASKED)
   top = s.max(-1)
   if prefix is not None:
-    sp = bend(dot("bkxh,bkht->bkxt", group, prefix[0])).reshape(B, K, G, Q, R, -1)
+    sp = bend(product("bkxh,bkht->bkxt", group, prefix[0])).reshape(B, K, G, Q, R, -1)
     sp = jnp.where(view.prefix_mask, sp, MASKED)
     top = jnp.maximum(top, sp.max(-1))
   top = jax.lax.stop_gradient(top)[..., None]
   e = jnp.exp(s - top)
   total = e.sum(-1)
-  out = dot("bkgxc,bkgch->bkgxh", e.astype(v.dtype).reshape(B, K, G, Q * R, -1), v)
+  out = product("bkgxc,bkgch->bkgxh", e.astype(v.dtype).reshape(B, K, G, Q * R, -1), v)
   out = out.reshape(q.shape)
   if prefix is not None:
     ep = jnp.exp(sp - top)
     total += ep.sum(-1)
     ep = ep.astype(v.dtype).reshape(B, K, G * Q * R, -1)
-    out += dot("bkxt,bkth->bkxh", ep, prefix[1]).reshape(q.shape)
+    out += product("bkxt,bkth->bkxh", ep, prefix[1]).reshape(q.shape)
   return (out / total[..., None]).astype(q.dtype)
 
 
@@ -169,7 +192,8 @@ def attend_joined(
 ) -> jax.Array:
   """The same by `jax.nn.dot_product_attention`, over a copy of the prefix for each row.
 
-  On a GPU its cuDNN kernel keeps no scores in memory, in exchange for the copies.
+  On a GPU its cuDNN kernel keeps no scores in memory, in exchange for the copies. Lengths are made
+  even, as it wants them.
   """
   B, K, G, Q, R, h = q_BKGQRh.shape
   rows = lambda x_BKGCh: x_BKGCh.transpose(0, 2, 3, 1, 4).reshape(B * G, -1, K, h)
@@ -185,10 +209,29 @@ def attend_joined(
     mask = jnp.concatenate([seen, jnp.broadcast_to(mask, (B, G, Q, mask.shape[-1]))], -1)
   q = q_BKGQRh.transpose(0, 2, 3, 1, 4, 5).reshape(B * G, Q, K * R, h)
   mask = jnp.broadcast_to(mask, (B, G, Q, k.shape[3])).reshape(B * G, 1, Q, -1)
+  even = lambda x, *axes: jnp.pad(x, [(0, i in axes and n % 2) for i, n in enumerate(x.shape)])
   out = jax.nn.dot_product_attention(
-    q, rows(k), rows(v), mask=mask, scale=scale, implementation=implementation
-  )
-  return out.reshape(B, G, Q, K, R, h).transpose(0, 3, 1, 2, 4, 5)
+    even(q, 1), even(rows(k), 1), even(rows(v), 1), mask=even(mask, 2, 3), scale=scale,
+    implementation=implementation,
+  )  # fmt: skip
+  return out[:, :Q].reshape(B, G, Q, K, R, h).transpose(0, 3, 1, 2, 4, 5)
+
+
+def join_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """[..., H, h] and twice [..., K, h] -> [..., K, R + 2, h]: R query heads beside their key's."""
+  *lead, K, h = k.shape
+  return jnp.concatenate([q.reshape(*lead, K, -1, h), k[..., None, :], v[..., None, :]], -2)
+
+
+def join_mlp(gate: jax.Array, up: jax.Array) -> jax.Array:
+  """Twice [..., D, F] -> [..., D, 2, F]."""
+  return jnp.stack([gate, up], -2)
+
+
+JOINED = {  # matrices of a layer that are one product: the function, and what it joins
+  "qkv": (join_heads, ("q", "k", "v")),
+  "mlp": (join_mlp, ("gate", "up")),
+}
 
 
 class Layer(nn.Module):
@@ -209,6 +252,13 @@ class Layer(nn.Module):
     last = nn.initializers.normal(0.02 / (2 * c.layers) ** 0.5)
     weight = lambda name, *shape, fn=init: self.param(name, fn, shape, jnp.float32).astype(dtype)
     bias = partial(weight, fn=nn.initializers.zeros)
+
+    def joined(name, *shapes):
+      if self.has_variable("params", name):  # those of `LM.split`
+        return self.get_variable("params", name)
+      join, names = JOINED[name]
+      return join(*(weight(n, *shape) for n, shape in zip(names, shapes, strict=True)))
+
     ones = nn.initializers.constant(1 - c.norm_offset)
     norm = lambda name, x: rms_norm(
       x, self.param(name, ones, x.shape[-1:], jnp.float32) + c.norm_offset, c.norm_eps
@@ -218,14 +268,9 @@ class Layer(nn.Module):
     if len(views) > 1:
       view = jax.tree.map(lambda wide, near: jnp.where(local, near, wide), *views)
     y = norm("attn_norm", x_BGQD)
-    # One product for queries, keys and values: R query heads beside their key and value head.
-    joined = lambda q, k, v: jnp.concatenate(
-      [q.reshape(*q.shape[:-2], K, H // K, h), k[..., None, :], v[..., None, :]], -2
-    )
-    qkv = joined(weight("q", D, H, h), weight("k", D, K, h), weight("v", D, K, h))
-    qkv = jnp.einsum("bgqd,dkrh->bgqkrh", y, qkv)
+    qkv = jnp.einsum("bgqd,dkrh->bgqkrh", y, joined("qkv", (D, H, h), (D, K, h), (D, K, h)))
     if c.qkv_bias:
-      added = joined(bias("q_bias", H, h), bias("k_bias", K, h), bias("v_bias", K, h))
+      added = join_heads(bias("q_bias", H, h), bias("k_bias", K, h), bias("v_bias", K, h))
       qkv += added[None, None, None]
     qkv = qkv.transpose(0, 3, 1, 2, 4, 5)
     q, k = qkv[..., :-2, :], qkv[..., -2:-1, :]
@@ -247,8 +292,7 @@ class Layer(nn.Module):
       out += bias("o_bias", D)[None, None, None]
     x_BGQD += behind("post_attn_norm", out)
     y = norm("mlp_norm", x_BGQD)
-    both = jnp.stack([weight("gate", D, F), weight("up", D, F)], 1)
-    both = jnp.einsum("bgqd,dcf->bgqcf", y, both)
+    both = jnp.einsum("bgqd,dcf->bgqcf", y, joined("mlp", (D, F), (D, F)))
     act = nn.silu if c.activation == "silu" else nn.gelu  # gelu is the tanh approximation
     y = act(both[..., 0, :]) * both[..., 1, :]
     out = jnp.einsum("bgqf,fd->bgqd", y, weight("down", F, D, fn=last))
@@ -369,17 +413,20 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
 
   def logits(params, hidden):
     table = params["embed"].T if c.tied else params["head"]
-    out = jnp.einsum(
-      "...d,dv->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    out = product("...d,dv->...v", hidden, table.astype(hidden.dtype))
     return c.logit_cap * jnp.tanh(out / c.logit_cap) if c.logit_cap else out
 
-  def split(params):
-    # Norms stay float32; all else of a layer has an axis more than they.
-    cast = lambda tree, axes: jax.tree.map(
-      lambda x: x.astype(c.dtype) if x.ndim > axes else x, tree
-    )
-    layers = _unstack(cast(params["layers"], 2), c.layers)
-    return {name: cast(x, 1) for name, x in params.items() if name != "layers"} | {"layers": layers}
+  def cast(params):
+    def leaf(path, x):  # norms stay float32; all else has an axis more than they
+      return x.astype(c.dtype) if x.ndim > 1 + (path[0].key == "layers") else x
 
-  return LM(init, prefill, extend, decode, logits, split)
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+  def split(params):
+    params = cast(params)
+    layers = dict(params["layers"])
+    for name, (join, parts) in JOINED.items():
+      layers[name] = join(*(layers.pop(part) for part in parts))
+    return {**params, "layers": _unstack(layers, c.layers)}
+
+  return LM(init, prefill, extend, decode, logits, cast, split)

@@ -132,6 +132,7 @@ def test_joined_attention_keeps_gradients_behind_prompts_and_windows(model):
 def test_split_keeps_norms_in_float32(model):
   lm = transformer.make_lm(dataclasses.replace(model, dtype="bfloat16", tied=False), V)
   weights = lm.split(lm.init(jax.random.key(0)))
+  assert {"qkv", "mlp"} < set(weights["layers"][0])
   kept = {
     jax.tree_util.keystr(path, simple=True, separator="/")
     for path, x in jax.tree_util.tree_leaves_with_path(weights)
