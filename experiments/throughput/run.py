@@ -126,6 +126,7 @@ def main() -> None:
         more["bandwidth_gb_s"] = round(bandwidth / 1e9)
         more["share_of_bandwidth"] = round(floor / statistics.median(laps.wall[args.warmup :]), 3)
     laps.report(workload.tokens[mode], workload.flops[mode], peak, **more)
+    del step  # and its state, before the next is made
 
 
 if __name__ == "__main__":
