@@ -183,7 +183,8 @@ def load(workdir: str) -> Loaded:
     ValueError: no run there, or no checkpoint that can be read.
   """
   config = read_config(workdir)
-  config = dataclasses.replace(config, mesh=(1, 1), init_from="")
+  model = dataclasses.replace(config.model, attention="parts")  # on whatever device
+  config = dataclasses.replace(config, mesh=(1, 1), init_from="", model=model)
   run = open_run(config, workdir)
   init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)
   _, state = resume(run, jax.eval_shape(init, jax.random.key(0)))

@@ -55,6 +55,16 @@ def check(config: config_lib.Config) -> None:
       f"config.bank.capacity = {config.bank.capacity} is not divisible by the {mesh.size} devices "
       "that hold the bank"
     )
+  if config.model.attention == "cudnn":
+    if "NVIDIA" not in (kind := jax.devices()[0].device_kind):
+      raise ValueError(
+        f"config.model.attention = 'cudnn' needs an NVIDIA GPU, jax sees {kind}; set it to 'parts'"
+      )
+    if config.model.kv_heads % mesh.shape["model"]:
+      raise ValueError(
+        f"config.model.attention = 'cudnn' asks that the mesh's model axis, {mesh.shape['model']}, "
+        f"divides config.model.kv_heads = {config.model.kv_heads}; set it to 'parts'"
+      )
   data = mesh.shape["data"]
   for names, size, _, pieces in config_lib.batches(config):
     if size % (data * pieces):

@@ -56,7 +56,7 @@ def policy_gradients(
 ) -> tuple[Any, dict]:
   """`gradients` of a loss of the policy's parameters, by what is trained.
 
-  Matrices are cast to the dtype of activations once for all pieces, not by each.
+  Without adapters, parameters are cast to the dtype of activations once for all pieces.
   """
   if not config.lora.rank:
     return gradients(loss_fn, lm.cast(state.params), batch, pieces)

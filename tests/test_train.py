@@ -147,6 +147,7 @@ def test_no_permission_is_said(tmp_path):
       "sgpo.sources = 2, in 1 microbatches of 2, is not divisible by .* axis of 4",
     ),
     ({"data": config_lib.Data(name="gsm8k", path="nowhere")}, "nowhere"),
+    ({"model": dataclasses.replace(CONFIG.model, attention="cudnn", dtype="bfloat16")}, "needs an"),
     ({"data": config_lib.Data(name="word_problem")}, 'Did you mean "word_problems"'),
   ],
 )

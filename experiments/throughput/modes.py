@@ -28,7 +28,7 @@ def model(w: Workload) -> config_lib.Model:
   return config_lib.Model(
     width=w.width, layers=w.layers, heads=w.heads, kv_heads=w.kv_heads, head_dim=w.head_dim,
     mlp_width=w.mlp_width, tied=False, unroll=w.unroll or w.layers, dtype=w.dtype,
-    attention=w.attention, remat=bool(w.remat),
+    attention=w.attention,
   )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def parts(w: Workload) -> Step:
     "rollout": jax.jit(rollout),
     "reward": jax.jit(reward),
     "update": jax.jit(partial(step_lib.update, optimizer=optimizer, **bound), donate_argnums=0),
-    "remember": jax.jit(partial(step_lib.remember, config=c)),
+    "remember": jax.jit(partial(step_lib.remember, config=c), donate_argnums=0),
   }
   seconds = {name: [] for name in jits}
 

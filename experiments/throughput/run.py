@@ -119,7 +119,7 @@ def main() -> None:
       of_steps = lambda s: round(statistics.median(s[args.warmup :]), 4)
       more["parts_s"] = {name: of_steps(s) for name, s in step.seconds.items()}
     if memory := jax.local_devices()[0].memory_stats():  # None on a CPU
-      more["device_peak_mb"] = memory["peak_bytes_in_use"] >> 20
+      more["device_peak_gib"] = round(memory["peak_bytes_in_use"] / 2**30, 1)  # of all modes so far
       if mode == "decode":
         bandwidth = modes.peak_bandwidth()
         floor = workload.decode_bytes / bandwidth

@@ -25,7 +25,6 @@ class Workload:
   dtype: str = "float32"  # of activations
   attention: str = "parts"  # see config.model.attention
   unroll: int = 0  # layers in one iteration of the scan; 0: all
-  remat: int = 0  # 1: compute each layer again in the backward pass
 
   @property
   def rows(self) -> int:
@@ -65,21 +64,24 @@ class Workload:
     """Floating point operations of matrix products in a step of each mode, at the least.
 
     F is a forward pass over each prompt once and the rows behind them. Decoding takes F, an update
-    3 F; `sgpo` reads each strategy once more for its siblings, and for faithfulness executes the
-    sources' part of F. `train` shares nothing.
+    3 F. With siblings F has a strategy's logits once a family, and for faithfulness the sources'
+    part of a pass is made once more. `train` shares nothing.
     """
     token = 2 * self.layer_parameters
     key = 4 * self.layers * self.heads * self.head_dim  # a token that attends to one key
     head = 2 * self.width * self.vocab
-    prompts = self.prompts * self.prompt * (token + key * self.prompt / 2)
-    behind = self.completion * (token + head + key * (self.prompt + self.completion / 2))
-    forward = prompts + self.rows * behind
-    family, length = 1 + self.siblings, self.prompt + self.completion
-    reading = self.rows * (1 - 1 / family) * self.strategy * (token + key * self.prompt)
-    sgpo = (4 + 1 / family) * forward + reading
+    length = self.prompt + self.completion
+    behind = self.completion * (token + key * (self.prompt + self.completion / 2))
+    layers = self.prompts * self.prompt * (token + key * self.prompt / 2) + self.rows * behind
+
+    def forward(family):
+      return layers + self.rows * head * (self.completion - self.strategy * (1 - 1 / family))
+
+    family = 1 + self.siblings
+    sgpo = 4 * forward(family) + forward(1) / family
     return {
-      "decode": forward,
-      "rl": 4 * forward,
+      "decode": forward(1),
+      "rl": 4 * forward(1),
       "sgpo": sgpo,
       "parts": sgpo,
       "train": 3 * self.rows * length * (token + head + key * length / 2),

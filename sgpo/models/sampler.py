@@ -8,7 +8,8 @@ from flax import struct
 
 from sgpo.config import Sampling
 from sgpo.models import calculator
-from sgpo.models.transformer import KV, LM, MASKED, Prefix
+from sgpo.models.attention import KV, MASKED
+from sgpo.models.transformer import LM, Prefix
 from sgpo.types import Segment, Symbols, slots, within
 
 STAGES = 4  # loops a segment, at most

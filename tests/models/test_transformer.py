@@ -51,7 +51,7 @@ def reference_logits(params, config, tokens):
   return norm(x, p["final_norm"]) @ (p["embed"].T if config.tied else p["head"])
 
 
-VARIANTS = {"tied": {}, "untied": {"tied": False}, "joined": {"attention": "xla"}}
+VARIANTS = {"tied": {}, "untied": {"tied": False}, "copied prompts": {"attention": "xla"}}
 
 
 @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
@@ -107,7 +107,7 @@ def test_remat_and_unroll_keep_gradients(model):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, other)
 
 
-def test_joined_attention_keeps_gradients_behind_prompts_and_windows(model):
+def test_copied_prompts_keep_gradients_behind_prompts_and_windows(model):
   """The path that a GPU's kernel takes, through XLA: ragged prompts, rows of different length."""
   model = dataclasses.replace(model, window=4, global_every=2)
   rng = np.random.default_rng(0)
@@ -125,21 +125,19 @@ def test_joined_attention_keeps_gradients_behind_prompts_and_windows(model):
 
   params = transformer.make_lm(model, V).init(jax.random.key(0))
   parts = jax.value_and_grad(loss)(params, model)
-  joined = jax.value_and_grad(loss)(params, dataclasses.replace(model, attention="xla"))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), parts, joined)
+  other = jax.value_and_grad(loss)(params, dataclasses.replace(model, attention="xla"))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), parts, other)
 
 
-def test_split_keeps_norms_in_float32(model):
-  lm = transformer.make_lm(dataclasses.replace(model, dtype="bfloat16", tied=False), V)
+def test_split_casts_all_but_norms(model):
+  model = dataclasses.replace(
+    model, dtype="bfloat16", qk_norm=True, qkv_bias=True, out_bias=True, post_norms=True
+  )
+  lm = transformer.make_lm(model, V)
   weights = lm.split(lm.init(jax.random.key(0)))
   assert {"qkv", "mlp"} < set(weights["layers"][0])
-  kept = {
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, x in jax.tree_util.tree_leaves_with_path(weights)
-    if x.dtype == jnp.float32
-  }
-  layers = {f"layers/{i}/{name}_norm" for i in range(model.layers) for name in ("attn", "mlp")}
-  assert kept == layers | {"final_norm"}
+  for path, x in jax.tree_util.tree_leaves_with_path(weights):
+    assert (x.dtype == jnp.float32) == path[-1].key.endswith("norm"), path
 
 
 def test_bfloat16_is_near_float32(model):

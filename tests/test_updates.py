@@ -1,0 +1,49 @@
+"""Gradients of a policy whose activations are bfloat16."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sgpo import config as config_lib
+from sgpo import updates
+from sgpo.models import attention, transformer
+from sgpo.types import within
+
+V = 40
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_bfloat16_gradients_are_float32_and_near_those_of_float32(model, pieces):
+  rng = np.random.default_rng(0)
+  batch = jnp.array(rng.integers(0, V, (8, 9))), jnp.array(rng.integers(3, 10, 8))
+  params = transformer.make_lm(model, V).init(jax.random.key(0))
+
+  def gradients(dtype):
+    lm = transformer.make_lm(dataclasses.replace(model, dtype=dtype), V)
+
+    def loss(params, rows):
+      tokens, length = rows
+      scores = jax.nn.log_softmax(lm.logits(params, lm.prefill(params, tokens, length)[0]))
+      return jnp.where(within(length, 9), scores[..., 3], 0).sum(), {}
+
+    state = SimpleNamespace(params=params)
+    return updates.policy_gradients(loss, state, lm, config_lib.Config(), batch, pieces)[0]
+
+  full, half = gradients("float32"), gradients("bfloat16")
+  assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+  flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+  error = np.linalg.norm(flat(half) - flat(full)) / np.linalg.norm(flat(full))
+  assert 0 < error < 0.02
+
+
+def test_gradients_of_a_product_are_products_of_the_operands_dtype():
+  a, b = jnp.ones((3, 4), jnp.bfloat16), jnp.ones((4, 5), jnp.bfloat16)
+  loss = lambda a, b: attention.product("ij,jk->ik", a, b).sum()
+  text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(a, b))
+  products = [line for line in text.splitlines() if "dot_general" in line]
+  assert len(products) >= 2
+  assert all(":bf16[" in line.split("=")[0] for line in products[-2:])
