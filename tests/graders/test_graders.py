@@ -126,7 +126,7 @@ def test_gsm8k_against_itself_and_against_one_more(gsm8k_folder):
 
 @pytest.fixture(scope="module")
 def math():
-  with MathVerify(workers=1, item_s=1.0) as grader:
+  with MathVerify(workers=1, item_s=5.0) as grader:
     grader(["1"], ["#### 1"])  # started
     yield grader
 
