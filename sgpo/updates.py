@@ -58,11 +58,9 @@ def policy_gradients(
 
   Without adapters, parameters are cast to the dtype of activations once for all pieces.
   """
-  if not config.lora.rank:
-    return gradients(loss_fn, lm.cast(state.params), batch, pieces)
-  merged = lambda params: policy_params(state.replace(params=params), config)
-  on_adapters = lambda params, rows: loss_fn(merged(params), rows)
-  return gradients(on_adapters, state.params, batch, pieces)
+  trained = state.params if config.lora.rank else lm.cast(state.params)
+  policy = lambda params: policy_params(state.replace(params=params), config)
+  return gradients(lambda params, rows: loss_fn(policy(params), rows), trained, batch, pieces)
 
 
 def apply_gradients(

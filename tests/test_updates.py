@@ -1,7 +1,6 @@
 """Gradients of a policy whose activations are bfloat16."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import pytest
 from sgpo import config as config_lib
 from sgpo import updates
 from sgpo.models import attention, transformer
-from sgpo.types import within
+from sgpo.types import TrainState, within
 
 V = 40
 
@@ -30,7 +29,7 @@ def test_bfloat16_gradients_are_float32_and_near_those_of_float32(model, pieces)
       scores = jax.nn.log_softmax(lm.logits(params, lm.prefill(params, tokens, length)[0]))
       return jnp.where(within(length, 9), scores[..., 3], 0).sum(), {}
 
-    state = SimpleNamespace(params=params)
+    state = TrainState(step=0, params=params, opt_state=(), reference=(), bank=(), skipped=0)
     return updates.policy_gradients(loss, state, lm, config_lib.Config(), batch, pieces)[0]
 
   full, half = gradients("float32"), gradients("bfloat16")

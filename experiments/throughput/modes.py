@@ -98,11 +98,9 @@ def parts(w: Workload) -> Step:
   state = jax.jit(lambda: method.init(lm.init(KEY)))()
   bound = dict(lm=lm, config=c, symbols=symbols)
 
-  def rollout(params, batch, key):
-    return policy.rollout(
-      lm, params, batch.prompt_PJT, batch.length_PJ, key,
-      group=w.samples, room=c.room, symbols=symbols, sampling=c.sampling,
-    )  # fmt: skip
+  rollout = partial(
+    policy.rollout, lm, group=w.samples, room=c.room, symbols=symbols, sampling=c.sampling
+  )
 
   def reward(params, batch, rolled):
     grades = rewards.grade(rolled.execution, batch.answer_PJ[:, :, None], symbols)
@@ -127,7 +125,7 @@ def parts(w: Workload) -> Step:
     nonlocal state
     key = jax.random.key(i)
     batch, retrieval = timed("retrieve", state, families(w, c, i), key)
-    rolled = timed("rollout", state.params, batch, key)
+    rolled = timed("rollout", state.params, batch.prompt_PJT, batch.length_PJ, key)
     r = timed("reward", state.params, batch, rolled)
     state, _ = timed("update", state, batch, rolled, r)
     state, _ = timed("remember", state, batch, retrieval, rolled, r)

@@ -59,14 +59,17 @@ class Laps:
     assert before, "jax reports no compilation: the count below would say nothing"
     self.recompiled = compilations() - before
 
+  def median(self, seconds: list[float]) -> float:
+    """That of all steps behind the warm-up."""
+    return statistics.median(seconds[self.args.warmup :])
+
   def report(self, tokens: int, flops: float, peak: float, **more) -> None:
     """One JSON line; the floor is what the arithmetic takes at the speed of a large product."""
-    wall, cpu = self.wall[self.args.warmup :], self.cpu[self.args.warmup :]
-    median = statistics.median(wall)
+    wall, median = self.wall[self.args.warmup :], self.median(self.wall)
     line = dict(
       peer="sgpo", workload=self.args.workload, mode=self.mode, steps=len(wall),
       s_median=round(median, 4), s_min=round(min(wall), 4), s_max=round(max(wall), 4),
-      cpu_s_median=round(statistics.median(cpu), 4), tokens=tokens,
+      cpu_s_median=round(self.median(self.cpu), 4), tokens=tokens,
       tok_per_s=round(tokens / median, 1), first_step_s=round(self.wall[0], 2),
       process_start_to_first_step_s=round(self.first, 1),
       peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -116,15 +119,14 @@ def main() -> None:
     laps.run(step)
     more = {}
     if mode == "parts":
-      of_steps = lambda s: round(statistics.median(s[args.warmup :]), 4)
-      more["parts_s"] = {name: of_steps(s) for name, s in step.seconds.items()}
+      more["parts_s"] = {name: round(laps.median(s), 4) for name, s in step.seconds.items()}
     if memory := jax.local_devices()[0].memory_stats():  # None on a CPU
       more["device_peak_gib"] = round(memory["peak_bytes_in_use"] / 2**30, 1)  # of all modes so far
       if mode == "decode":
         bandwidth = modes.peak_bandwidth()
-        floor = workload.decode_bytes / bandwidth
+        reached = workload.decode_bytes / laps.median(laps.wall)
         more["bandwidth_gb_s"] = round(bandwidth / 1e9)
-        more["share_of_bandwidth"] = round(floor / statistics.median(laps.wall[args.warmup :]), 3)
+        more["share_of_bandwidth"] = round(reached / bandwidth, 3)
     laps.report(workload.tokens[mode], workload.flops[mode], peak, **more)
     del step  # and its state, before the next is made
 

@@ -193,28 +193,49 @@ def _unstack(tree: Any, layers: int) -> tuple:
   return tuple(jax.tree.map(lambda x: x[i], tree) for i in range(layers))  # noqa: B023
 
 
+def _look(
+  config: config_lib.Model, position_BGQ, distance: Callable, mask_BGQC, prefix: Prefix | None
+) -> tuple[View, ...]:
+  """The view of all, that of windows, or both; `distance` is a function: query - own key."""
+  mask_BT = None if prefix is None else within(prefix.length_B, prefix.kv[0][1].shape[2])
+  angles = partial(rotation, position_BGQ, config.rope, config.head_dim)
+  spread = None if mask_BT is None else mask_BT[:, None, None, None, None]
+  if not config.window:
+    return (View(angles(), mask_BGQC, spread),)
+  near_mask = mask_BGQC & (distance() < config.window)
+  near_spread = spread
+  if mask_BT is not None:
+    far = position_BGQ[..., None] - slots(position_BGQ.shape, mask_BT.shape[1])  # [B, G, Q, T]
+    near_spread = spread & (far < config.window)[:, None, :, :, None]
+  near = View(angles(local=True), near_mask, near_spread)
+  if not config.global_every:
+    return (near,)
+  return View(angles(), mask_BGQC, spread), near
+
+
+def _logits(config: config_lib.Model, params, hidden):
+  table = params["embed"].T if config.tied else params["head"]
+  out = product("...d,dv->...v", hidden, table.astype(hidden.dtype))
+  return config.logit_cap * jnp.tanh(out / config.logit_cap) if config.logit_cap else out
+
+
+def _cast(config: config_lib.Model, params):
+  named = jax.tree_util.tree_map_with_path
+  return named(lambda at, x: x if at[-1].key.endswith("norm") else x.astype(config.dtype), params)
+
+
+def _split(config: config_lib.Model, params):
+  params = _cast(config, params)
+  layers = dict(params["layers"])
+  for name, (join, parts) in JOINED.items():
+    layers[name] = join(*(layers.pop(part) for part in parts))
+  return {**params, "layers": _unstack(layers, config.layers)}
+
+
 def make_lm(config: config_lib.Model, vocab: int) -> LM:
   """Binds a configuration to the pure functions of `LM`."""
-  decoder, layer = Decoder(config, vocab), Layer(config)
-
-  c = config
-
-  def look(position_BGQ, distance, mask_BGQC, prefix) -> tuple[View, ...]:
-    """The view of all, that of windows, or both; `distance` is a function: query - own key."""
-    mask_BT = None if prefix is None else within(prefix.length_B, prefix.kv[0][1].shape[2])
-    angles = partial(rotation, position_BGQ, c.rope, c.head_dim)
-    spread = None if mask_BT is None else mask_BT[:, None, None, None, None]
-    if not c.window:
-      return (View(angles(), mask_BGQC, spread),)
-    near_mask = mask_BGQC & (distance() < c.window)
-    near_spread = spread
-    if mask_BT is not None:
-      far = position_BGQ[..., None] - slots(position_BGQ.shape, mask_BT.shape[1])  # [B, G, Q, T]
-      near_spread = spread & (far < c.window)[:, None, :, :, None]
-    near = View(angles(local=True), near_mask, near_spread)
-    if not c.global_every:
-      return (near,)
-    return View(angles(), mask_BGQC, spread), near
+  decoder, layer, c = Decoder(config, vocab), Layer(config), config
+  look = partial(_look, config)
 
   def init(key):
     tokens = jnp.zeros((1, 1, 1), jnp.int32)
@@ -256,20 +277,5 @@ def make_lm(config: config_lib.Model, vocab: int) -> LM:
       out.append(own)
     return rms_norm(x[:, :, 0], params["final_norm"] + c.norm_offset, c.norm_eps), tuple(out)
 
-  def logits(params, hidden):
-    table = params["embed"].T if c.tied else params["head"]
-    out = product("...d,dv->...v", hidden, table.astype(hidden.dtype))
-    return c.logit_cap * jnp.tanh(out / c.logit_cap) if c.logit_cap else out
-
-  def cast(params):
-    named = jax.tree_util.tree_map_with_path
-    return named(lambda at, x: x if at[-1].key.endswith("norm") else x.astype(c.dtype), params)
-
-  def split(params):
-    params = cast(params)
-    layers = dict(params["layers"])
-    for name, (join, parts) in JOINED.items():
-      layers[name] = join(*(layers.pop(part) for part in parts))
-    return {**params, "layers": _unstack(layers, c.layers)}
-
-  return LM(init, prefill, extend, decode, logits, cast, split)
+  bound = (partial(f, c) for f in (_logits, _cast, _split))
+  return LM(init, prefill, extend, decode, *bound)
