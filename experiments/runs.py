@@ -22,6 +22,7 @@ import numpy as np
 from sgpo import config as config_lib
 from sgpo import files
 
+JOB = ("name", "seed", "stage", "config", "options", "start")  # makes a run
 COSTS = ("generated", "read", "trained", "flops", "answers", "examples")
 
 
@@ -41,35 +42,31 @@ class Job:
     return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def key_of(row: dict) -> str:
-  """All that makes a run, as one text."""
-  return json.dumps(
-    {name: row[name] for name in ("name", "seed", "stage", "config", "options", "start")}
-  )
-
-
 class Records:
-  """The records of a comparison in a file of JSON lines."""
+  """Rows of a comparison in a file of JSON lines, found again by what makes them."""
 
-  def __init__(self, path: str):
-    self.path, self.rows = path, {}
+  def __init__(self, path: str, fields: Sequence[str] = JOB):
+    self.path, self.fields, self.rows = path, fields, {}
     self._read()
+
+  def _key(self, row: dict) -> str:
+    return json.dumps({name: row[name] for name in self.fields})
 
   def _read(self) -> None:
     if os.path.exists(self.path):
       with open(self.path, encoding="utf-8") as file:
-        self.rows |= {key_of(row): row for row in map(json.loads, file)}
+        self.rows |= {self._key(row): row for row in map(json.loads, file)}
 
-  def find(self, job: Job) -> dict | None:
-    """The record of a job, if it has one."""
-    return self.rows.get(key_of(job.as_json()))
+  def find(self, row: dict) -> dict | None:
+    """The record with the fields of `row`, if there is one."""
+    return self.rows.get(self._key(row))
 
   def add(self, row: dict) -> None:
     """Keeps a record, beside those that another process has added meanwhile."""
     with open(f"{self.path}.lock", "w", encoding="utf-8") as lock:
       fcntl.flock(lock, fcntl.LOCK_EX)
       self._read()
-      self.rows[key_of(row)] = row
+      self.rows[self._key(row)] = row
       with files.replacing(self.path) as file:
         file.writelines(json.dumps(self.rows[key]) + "\n" for key in sorted(self.rows))
 
@@ -171,10 +168,10 @@ def _missing(jobs: Sequence[Job], records: Records, folder: str) -> list[list[Jo
 
   A start with a record is made again where its folder is gone and somebody needs it.
   """
-  wanted = [job for job in jobs if records.find(job) is None]
+  wanted = [job for job in jobs if records.find(job.as_json()) is None]
   needed = {job.start for job in wanted if job.start}
   first = [job for job in dict.fromkeys([*wanted, *needed]) if not job.start]
-  first = [job for job in first if records.find(job) is None or not _done(job, folder)]
+  first = [job for job in first if records.find(job.as_json()) is None or not _done(job, folder)]
   return [first, [job for job in wanted if job.start]]
 
 
@@ -220,7 +217,7 @@ def results(
   store = Records(os.path.join(out, "records.jsonl"))
   seeds = len(next(iter(jobs.values()), []))
   run_all([row[i] for i in range(seeds) for row in jobs.values()], store, folder, workers)
-  return {name: [store.find(job) for job in row] for name, row in jobs.items()}
+  return {name: [store.find(job.as_json()) for job in row] for name, row in jobs.items()}
 
 
 def configured(path: str, options: Sequence[str]) -> config_lib.Config:

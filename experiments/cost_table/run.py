@@ -189,7 +189,8 @@ def main() -> int:
   cold = [methods.cold(args, seed) for seed in args.seeds]
   behind = methods.jobs(args, methods.METHODS, cold)
   made = {methods.COLD: cold} | behind
-  table = {name: [row for row in map(store.find, jobs) if row] for name, jobs in made.items()}
+  find = lambda job: store.find(job.as_json())
+  table = {name: [row for row in map(find, jobs) if row] for name, jobs in made.items()}
   if missing := [name for name, records in table.items() if len(records) != len(args.seeds)]:
     print(f"error: {store.path} lacks runs of {', '.join(missing)}; make them with "
           "python -m experiments.method_table.run", file=sys.stderr)  # fmt: skip

@@ -8,7 +8,6 @@ made again.
 """
 
 import argparse
-import json
 import os
 import sys
 
@@ -68,11 +67,7 @@ def answered(
   A row belongs to a run, to its commit, and to what was asked.
   """
   _, _, count, group, votes = PRESETS[args.preset]
-  path, known = os.path.join(args.out, "answers.jsonl"), {}
-  key_of = lambda row: json.dumps([row[key] for key in ("run", "git", "split", "asked")])
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      known = {key_of(row): row for row in map(json.loads, file)}
+  known = runs.Records(os.path.join(args.out, "answers.jsonl"), ("run", "git", "split", "asked"))
   out = []
   for name, own in wanted.items():
     samples = round(MORE * votes) if name.endswith("_bare") else votes
@@ -82,16 +77,14 @@ def answered(
         {"run": job.as_json(), "git": record["git"], "split": split, "asked": asked}
         for split in SPLITS
       ]
-      if any(key_of(row) not in known for row in rows):
-        loaded = loading.load(runs.made(job, args.runs))
-        for row in rows:
-          row |= decode.measure(loaded, row["split"], count, samples, group)
-          known[key_of(row)] = row
-          right = {way: f"{np.mean(marks):.3f}" for way, marks in row["correct"].items()}
-          print(f"{name} seed {job.seed} {row['split']}: {right} of {row['n']}", flush=True)
-        with files.replacing(path) as file:
-          file.writelines(json.dumps(row) + "\n" for row in known.values())
-      out += [known[key_of(row)] | {"policy": name} for row in rows]
+      missing = [row for row in rows if known.find(row) is None]
+      loaded = loading.load(runs.made(job, args.runs)) if missing else None
+      for row in missing:
+        row |= decode.measure(loaded, row["split"], count, samples, group)
+        known.add(row)
+        right = {way: f"{np.mean(marks):.3f}" for way, marks in row["correct"].items()}
+        print(f"{name} seed {job.seed} {row['split']}: {right} of {row['n']}", flush=True)
+      out += [known.find(row) | {"policy": name} for row in rows]
   return out
 
 

@@ -43,13 +43,13 @@ def test_records_are_found_again_by_all_that_makes_a_run(tmp_path):
   row = make_record("grpo", 3, 0.5) | job.as_json()
   runs.Records(path).add(row)
   again = runs.Records(path)
-  assert again.find(job) == row
+  assert again.find(job.as_json()) == row
   change = dataclasses.replace
   for other in (
     change(job, seed=4), change(job, config="d.py"), change(job, options=()),
     change(job, start=change(cold, options=("--config.sft.steps=8",))),
   ):  # fmt: skip
-    assert again.find(other) is None
+    assert again.find(other.as_json()) is None
   assert [json.loads(line) for line in open(path, encoding="utf-8")] == [row]
 
 
@@ -72,7 +72,9 @@ def test_one_failed_run_loses_no_other(tmp_path, monkeypatch):
   with pytest.raises(RuntimeError, match="^bad failed$"):
     runs.run_all(jobs, store, str(tmp_path), 2)
   assert sorted(made) == ["a", "b", "bad", "cold"]
-  assert all(runs.Records(store.path).find(job) for job in jobs if job.name in ("cold", "a", "b"))
+  assert all(
+    runs.Records(store.path).find(job.as_json()) for job in jobs if job.name in ("cold", "a", "b")
+  )
   # A clone has the records, not the runs: what somebody starts from is made again.
   made.clear()
   runs.run_all([runs.Job("c", 0, "grpo", "c.py", (), cold[0])], store, str(tmp_path), 2)
