@@ -28,10 +28,13 @@ STARTS = {  # cold starts on the same worked examples, by what they change
   "cold": (),
   "cold_bare": BARE,
 }
+GROUPS = (  # large enough to hold a right rule
+  "--config.sgpo.strategies=32", "--config.sgpo.microbatches=16", "--config.sgpo.steps=100",
+)  # fmt: skip
 METHODS = {  # name: (stage, cold start, what it changes)
-  "sgpo": ("sgpo", "cold", ()),
-  "grpo": ("grpo", "cold", (OUTCOME,)),
-  "grpo_bare": ("grpo", "cold_bare", (OUTCOME, *BARE)),
+  "sgpo": ("sgpo", "cold", (*GROUPS, "--config.sgpo.pooled=False")),
+  "grpo": ("grpo", "cold", (*GROUPS, OUTCOME)),
+  "grpo_bare": ("grpo", "cold_bare", (*GROUPS, OUTCOME, *BARE)),
 }
 SPLITS = {"practice": "practised rules", "cls": "unseen rules"}
 PRESETS = {  # options of every run; seeds; problems; strategies to verify; samples of a vote
