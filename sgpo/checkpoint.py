@@ -44,12 +44,10 @@ def fingerprints(state: Any) -> dict[str, int]:
 
 
 def _stored(state: Any) -> Any:
-  """What is written of a state: without the parts that few methods have, where they are empty."""
-  empty = {name for name in ("critic", "memory") if getattr(state, name, None) == ()}
-  if not empty:
+  """What is written of a state: an empty `critic` is left out, few methods have one."""
+  if getattr(state, "critic", None) != ():
     return state
-  names = [field.name for field in dataclasses.fields(state)]
-  return {name: getattr(state, name) for name in names if name not in empty}
+  return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "critic"}
 
 
 class Checkpointer:

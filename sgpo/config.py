@@ -126,8 +126,6 @@ class Sgpo:
   siblings: int = 3  # K
   pooled: bool = False  # siblings write strategies themselves; equal ones share their outcomes
   share: float = 0.0  # weight of teaching all of a family its best strategy
-  replay: int = 0  # updates a step on what earlier steps found: proven strategies, right samples
-  remembered: int = 4096  # examples kept for them
   strategies: int = 4  # G
   learning_rate: float = 1e-4
   warmup: int = 5

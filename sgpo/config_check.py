@@ -15,11 +15,10 @@ _POSITIVE = (
   "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
   "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials "
   "data.codes lora.alpha bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p "
-  "model.rope.theta model.rope.factor model.rope.slow model.rope.original model.norm_eps "
-  "sgpo.remembered"
+  "model.rope.theta model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
-  "critic.kl critic.process critic.steps eval.first sgpo.share sgpo.replay "
+  "critic.kl critic.process critic.steps eval.first sgpo.share "
   "sft.steps sgpo.steps sgpo.siblings data.families bank.capacity bank.retrieved "
   "sampling.temperature sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap "
   "sgpo.clip_low sgpo.clip_high lora.rank model.window model.global_every model.attention_cap "
@@ -35,7 +34,6 @@ _SHARES = (
 UNREAD = (  # key, its value that means nothing is asked, stages that do not read it
   ("sgpo.kl", 0, ("rft", "rlhf", "prm")),
   ("reward.coherent", False, ("rlhf", "prm")),
-  ("sgpo.replay", 0, ("grpo", "rlhf", "prm")),
 )
 GRADERS = ("digits", "numeric", "math")
 STRATEGIES = ("plan", "sentence", "code")

@@ -1,4 +1,4 @@
-"""The policy's losses over a rollout and over examples, and its updates by the first."""
+"""The policy's loss over a rollout, and its updates by it."""
 
 from functools import partial
 
@@ -9,9 +9,8 @@ from flax import struct
 
 from sgpo import losses, policy, updates
 from sgpo.config import Config
-from sgpo.models import calculator
 from sgpo.models.transformer import LM
-from sgpo.types import Examples, Families, Symbols, TrainState, alone, flatten, within
+from sgpo.types import Families, Symbols, TrainState, alone, flatten, within
 
 
 @struct.dataclass
@@ -104,40 +103,6 @@ def policy_loss(
     metrics["train/kl"] = kl
     loss += c.kl * kl
   return loss, metrics | {"train/loss": loss}
-
-
-def example_masks(
-  examples: Examples, config: Config, symbols: Symbols
-) -> tuple[jax.Array, jax.Array]:
-  """The tokens of both segments that the model has to write itself."""
-  mask_s = within(examples.strategy_length_B, examples.strategy_BS.shape[-1])
-  mask_s &= (examples.strategy_length_B > 1)[:, None]  # no strategy is shown, not taught
-  mask_e = within(examples.execution_length_B, examples.execution_BE.shape[-1])
-  if config.sampling.calculator:
-    mask_e &= ~calculator.forced_mask(examples.execution_BE, symbols)
-  return mask_s, mask_e
-
-
-def example_loss(
-  params, examples: Examples, *, counts: tuple[jax.Array, jax.Array], lm: LM, config: Config,
-  symbols: Symbols,
-) -> tuple[jax.Array, dict]:  # fmt: skip
-  """-sum log pi over the tokens of both masks, over the `counts` of both in the whole batch."""
-  hidden_s, hidden_e = policy.hidden_segments(
-    lm, params, examples.prompt_BT, examples.prompt_length_B,
-    examples.strategy_BS[:, None], examples.strategy_length_B[:, None],
-    examples.execution_BE[:, None], examples.execution_length_B[:, None], symbols,
-  )  # fmt: skip
-  mask_s, mask_e = example_masks(examples, config, symbols)
-  logp_s, _ = policy.token_scores(lm, params, hidden_s[:, 0], examples.strategy_BS, 1.0)
-  logp_e, _ = policy.token_scores(lm, params, hidden_e[:, 0], examples.execution_BE, 1.0)
-  both = lambda a, b: jnp.concatenate([a, b], -1)
-  loss = -losses.masked_mean(both(logp_s, logp_e), both(mask_s, mask_e), sum(counts))
-  return loss, {
-    "train/loss": loss,
-    "train/strategy_loss": -losses.masked_mean(logp_s, mask_s, counts[0]),
-    "train/execution_loss": -losses.masked_mean(logp_e, mask_e, counts[1]),
-  }
 
 
 def improve(

@@ -13,7 +13,7 @@ import optax
 from flax import struct
 
 from sgpo import bank as bank_lib
-from sgpo import cost, losses, objective, policy, replay, rewards, updates
+from sgpo import cost, losses, objective, policy, rewards, updates
 from sgpo.config import Config
 from sgpo.models.transformer import LM
 from sgpo.types import Families, Symbols, TrainState, flatten
@@ -231,17 +231,9 @@ def learn(
   state, metrics = update(
     state, families, rollout, r, lm=lm, optimizer=optimizer, config=config, symbols=symbols
   )
-  spent = cost.tokens(families, rollout, config)
-  if config.sgpo.replay:
-    rows = replay.proven(families, rollout, r, config)
-    state, more = replay.learn(
-      state, *rows, lm=lm, optimizer=optimizer, config=config, symbols=symbols
-    )
-    metrics |= more
-    spent["cost/trained"] += more["cost/trained"]
   state, bank_metrics = remember(state, families, retrieval, rollout, r, config)
   metrics |= bank_metrics | rollout_metrics(retrieval, rollout, r, config.sgpo.siblings)
-  metrics |= spent
+  metrics |= cost.tokens(families, rollout, config)
   metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
   metrics["samples"] = {
     "prompt": families.prompt_PJT[:SAMPLED, 0],

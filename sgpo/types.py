@@ -136,7 +136,6 @@ class TrainState:
   bank: Any  # sgpo.bank.Bank, or () in supervised stages
   skipped: jax.Array  # int32 [], updates skipped for non-finite gradients
   critic: Any = ()  # {name: sgpo.critics.Critic}: models that judge the policy's texts
-  memory: Any = ()  # sgpo.replay.Memory, where config.sgpo.replay is set
 
 
 def slots(shape: tuple[int, ...], size: int) -> jax.Array:

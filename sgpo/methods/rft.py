@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import cost, losses, objective, policy, replay, rewards, updates
+from sgpo import cost, losses, objective, policy, rewards, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.methods import Method, grpo, sgpo
@@ -61,13 +61,6 @@ def learn(
   state, more = updates.apply_gradients(state, grads, optimizer)
   metrics |= more | step_lib.rollout_metrics(collected.retrieval, rollout, r, 0)
   metrics |= cost.tokens(families, rollout, config)
-  if config.sgpo.replay:
-    rows = replay.right(families, rollout, piece.advantage_PG)
-    state, more = replay.learn(
-      state, *rows, lm=lm, optimizer=optimizer, config=config, symbols=symbols
-    )
-    more["cost/trained"] += metrics["cost/trained"]
-    metrics |= more
   metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
   return state.replace(step=state.step + 1), metrics
 

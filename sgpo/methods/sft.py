@@ -7,13 +7,45 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import cost, objective, updates
+from sgpo import cost, losses, policy, updates
 from sgpo.config import Config
 from sgpo.data import pipeline
 from sgpo.methods import Method
-from sgpo.models import transformer
+from sgpo.models import calculator, transformer
 from sgpo.models.transformer import LM
-from sgpo.types import Examples, Symbols, TrainState
+from sgpo.types import Examples, Symbols, TrainState, within
+
+
+def masks(examples: Examples, config: Config, symbols: Symbols) -> tuple[jax.Array, jax.Array]:
+  """The tokens of both segments that the model has to write itself."""
+  mask_s = within(examples.strategy_length_B, examples.strategy_BS.shape[-1])
+  mask_s &= (examples.strategy_length_B > 1)[:, None]  # no strategy is shown, not taught
+  mask_e = within(examples.execution_length_B, examples.execution_BE.shape[-1])
+  if config.sampling.calculator:
+    mask_e &= ~calculator.forced_mask(examples.execution_BE, symbols)
+  return mask_s, mask_e
+
+
+def loss_fn(
+  params, examples: Examples, *, counts: tuple[jax.Array, jax.Array], lm: LM, config: Config,
+  symbols: Symbols,
+) -> tuple[jax.Array, dict]:  # fmt: skip
+  """-sum log pi over the tokens of both masks, over the `counts` of both in the whole batch."""
+  hidden_s, hidden_e = policy.hidden_segments(
+    lm, params, examples.prompt_BT, examples.prompt_length_B,
+    examples.strategy_BS[:, None], examples.strategy_length_B[:, None],
+    examples.execution_BE[:, None], examples.execution_length_B[:, None], symbols,
+  )  # fmt: skip
+  mask_s, mask_e = masks(examples, config, symbols)
+  logp_s, _ = policy.token_scores(lm, params, hidden_s[:, 0], examples.strategy_BS, 1.0)
+  logp_e, _ = policy.token_scores(lm, params, hidden_e[:, 0], examples.execution_BE, 1.0)
+  both = lambda a, b: jnp.concatenate([a, b], -1)
+  loss = -losses.masked_mean(both(logp_s, logp_e), both(mask_s, mask_e), sum(counts))
+  return loss, {
+    "train/loss": loss,
+    "train/strategy_loss": -losses.masked_mean(logp_s, mask_s, counts[0]),
+    "train/execution_loss": -losses.masked_mean(logp_e, mask_e, counts[1]),
+  }
 
 
 def sft_step(
@@ -22,8 +54,8 @@ def sft_step(
 ) -> tuple[TrainState, dict]:  # fmt: skip
   """One supervised step. Pure."""
   del key
-  counts = tuple(mask.sum() for mask in objective.example_masks(examples, config, symbols))
-  bound = partial(objective.example_loss, counts=counts, lm=lm, config=config, symbols=symbols)
+  counts = tuple(mask.sum() for mask in masks(examples, config, symbols))
+  bound = partial(loss_fn, counts=counts, lm=lm, config=config, symbols=symbols)
   pieces = config.sft.microbatches
   grads, metrics = updates.policy_gradients(bound, state, lm, config, examples, pieces)
   state, more = updates.apply_gradients(state, grads, optimizer)

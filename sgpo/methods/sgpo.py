@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sgpo import bootstrap, policy, replay, updates
+from sgpo import bootstrap, policy, updates
 from sgpo import step as step_lib
 from sgpo.config import Config
 from sgpo.data import pipeline
@@ -65,7 +65,6 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
       reference=jax.tree.map(jnp.copy, params),
       bank=bank,
       skipped=zero,
-      memory=replay.empty(config) if c.replay else (),
     )
 
   def prepare(state: TrainState) -> TrainState:
