@@ -2,8 +2,9 @@
 
   sampled    one sample: the share of N that are right
   vote       the commonest answer of N samples
-  verified   G strategies; of those that give most of the shown examples their numbers, each example
-             asked as a question of its own among the others, the commonest answer
+  verified   G strategies, tried on one shown example after another, each asked as a question of its
+             own among the others: those that fail are dropped, the rest is executed on the
+             question; the commonest answer
   read       the rule is read off the steps of each of the N samples and held against the examples
              by a program: what a policy without strategies has, where steps happen to be a program
   any        whether one of the N samples is right: no way to answer, but a bound
@@ -17,7 +18,7 @@ import collections
 import functools
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -30,20 +31,22 @@ from sgpo import policy, rewards
 from sgpo.data import classes, pipeline, rules
 from sgpo.loading import Loaded
 from sgpo.models import transformer
-from sgpo.types import Problem
+from sgpo.types import Problem, Segment
 
 NO_ANSWER = -(2**31)
 WAYS = ("sampled", "vote", "verified", "read", "any")
 BATCH = 16  # problems sampled at once
+SIZES = (8, 32, 160)  # strategies executed at once, so that few programs are compiled
+LAST = 8  # strategies executed on the problem, where more are left: those drawn most often
 _OPERAND = re.compile(r"\d+")
 
 
 class Samples(NamedTuple):
-  """G samples of P problems, each on J questions. Answers are NO_ANSWER where there is none."""
+  """G samples of P problems. Answers are NO_ANSWER where there is none."""
 
-  answer_PJG: np.ndarray
-  tokens_PJGE: np.ndarray
-  length_PJG: np.ndarray  # of the executions
+  answer_PG: np.ndarray
+  tokens_PGE: np.ndarray
+  length_PG: np.ndarray  # of the executions
   strategy_length_PG: np.ndarray
 
 
@@ -62,19 +65,44 @@ def left_out(problem: Problem) -> list[Problem]:
 _lm = functools.cache(transformer.make_lm)  # one for all runs of a shape, compiled once
 
 
-@partial(jax.jit, static_argnames=("lm", "symbols", "room", "sampling", "executing", "group"))
-def _sample(params, prompt_PJT, length_PJ, key, *, lm, symbols, room, sampling, executing, group):
+def _answers(execution: Segment, symbols) -> jax.Array:
+  value, parsed = rewards.read_answer(execution.tokens_BL, symbols)
+  return jnp.where(parsed, value, NO_ANSWER)
+
+
+@partial(jax.jit, static_argnames=("lm", "symbols", "room", "sampling", "group"))
+def _sample(params, prompt_PT, length_P, key, *, lm, symbols, room, sampling, group):
+  """G strategies and executions of each prompt."""
   out = policy.rollout(
-    lm, params, prompt_PJT, length_PJ, key, group=group, room=room, symbols=symbols,
-    sampling=sampling, executing=executing,
+    lm, params, prompt_PT[:, None], length_P[:, None], key, group=group, room=room,
+    symbols=symbols, sampling=sampling,
   )  # fmt: skip
-  value, parsed = rewards.read_answer(out.execution.tokens_BL, symbols)
+  execution = jax.tree.map(lambda x: x[:, 0], out.execution)
   return Samples(
-    answer_PJG=jnp.where(parsed, value, NO_ANSWER),
-    tokens_PJGE=out.execution.tokens_BL,
-    length_PJG=out.execution.length_B,
-    strategy_length_PG=out.strategy.length_B,
+    _answers(execution, symbols), execution.tokens_BL, execution.length_B, out.strategy.length_B
   )
+
+
+@partial(jax.jit, static_argnames=("lm", "symbols", "room", "sampling", "group"))
+def _extract(params, prompt_PT, length_P, key, *, lm, symbols, room, sampling, group):
+  """G strategies of each prompt: (tokens_PGS, length_PG)."""
+  _, prefix = lm.prefill(params, prompt_PT, length_P)
+  segment, _ = policy.extract(
+    lm, lm.split(params), prefix, group, room.strategy, key, symbols=symbols, sampling=sampling
+  )
+  return segment.tokens_BL, segment.length_B
+
+
+@partial(jax.jit, static_argnames=("lm", "symbols", "room", "sampling"))
+def _execute(params, prompt_PT, length_P, tokens_PGS, length_PG, *, lm, symbols, room, sampling):
+  """Greedy executions of given strategies: (answer_PG, length_PG)."""
+  _, prefix = lm.prefill(params, prompt_PT, length_P)
+  context = policy.read_strategy(lm, params, prefix, tokens_PGS, length_PG, symbols)
+  execution = policy.execute(
+    lm, lm.split(params), prefix, context, room.execution, jax.random.key(0), symbols=symbols,
+    sampling=sampling.replace(temperature=0.0),
+  )  # fmt: skip
+  return _answers(execution, symbols), execution.length_B
 
 
 def commonest(answers: Sequence[int]) -> int:
@@ -141,11 +169,93 @@ def from_votes(problem: Problem, answers: np.ndarray, texts: list[str]) -> dict[
   }
 
 
-def verified(problem: Problem, tests: list[Problem], answer_JG: np.ndarray) -> int:
-  """Whether the strategies that are right on most tests are so on the problem, the first of J."""
-  answers, *tried = answer_JG
-  scores = sum(row == test.answer for row, test in zip(tried, tests, strict=True))
-  return int(best(answers, scores) == problem.answer)
+Strategy = tuple[int, ...]  # its tokens
+Execute = Callable[[int, list[list[Strategy]]], list[list[int]]]
+
+
+def eliminate(
+  drawn: list[collections.Counter[Strategy]], tests: list[list[Problem]], execute: Execute
+) -> list[int]:
+  """The answers of the strategies that are right on the tests, a problem each.
+
+  Equal strategies are executed once. A test that none is right on drops none.
+
+  Args:
+    drawn: the strategies of each problem, and how often each was drawn.
+    tests: of each problem.
+    execute: (t, strategies of each problem) -> the answers of each on test t; on the problem
+      itself for t = -1.
+  """
+  alive = [[strategy for strategy, _ in own.most_common()] for own in drawn]
+  for t in range(max(map(len, tests))):
+    tried = [own if t < len(known) else [] for own, known in zip(alive, tests, strict=True)]
+    answers = execute(t, tried)
+    for i, known in enumerate(tests):
+      right = [s for s, a in zip(tried[i], answers[i], strict=True) if a == known[t].answer]
+      alive[i] = right or alive[i]
+  alive = [own[:LAST] for own in alive]
+  answers = execute(-1, alive)
+  votes = [
+    [answer for s, answer in zip(left, own, strict=True) for _ in range(count[s])]
+    for left, own, count in zip(alive, answers, drawn, strict=True)
+  ]
+  return [commonest(own) for own in votes]
+
+
+class Asked(NamedTuple):
+  """A policy, and how it is asked."""
+
+  loaded: Loaded
+  room: config_lib.Room
+
+  @property
+  def bound(self) -> dict:
+    """What all jitted functions take."""
+    config, tokenizer = self.loaded.config, self.loaded.tokenizer
+    return dict(
+      lm=_lm(config.model, tokenizer.vocab_size), symbols=tokenizer.symbols, room=self.room,
+      sampling=config.sampling,
+    )  # fmt: skip
+
+  def prompts(self, problems: list[Problem]) -> tuple[jax.Array, jax.Array]:
+    """(prompt_PT, length_P) of BATCH problems; the last one fills what is missing."""
+    filled = [[p] for p in problems + [problems[-1]] * (BATCH - len(problems))]
+    arrays = pipeline.family_arrays(
+      filled, self.loaded.tokenizer, self.room, self.loaded.dataset.domains
+    )
+    return arrays.prompt_PJT[:, 0], arrays.length_PJ[:, 0]
+
+
+def verified(asked: Asked, problems: list[Problem], key, group: int) -> tuple[list[int], int]:
+  """(answers, tokens generated) of `eliminate` on up to BATCH problems, G strategies each."""
+  params, own = asked.loaded.state.params, asked.prompts(problems)
+  tokens_PGS, length_PG = jax.device_get(_extract(params, *own, key, group=group, **asked.bound))
+  drawn = [
+    collections.Counter(tuple(row[:n].tolist()) for row, n in zip(*rows, strict=True))
+    for rows in zip(tokens_PGS[: len(problems)], length_PG, strict=False)
+  ]
+  tests = [left_out(p) for p in problems]
+  spent = int(length_PG[: len(problems)].sum())
+
+  def execute(t: int, strategies: list[list[Strategy]]) -> list[list[int]]:
+    nonlocal spent
+    most = max(map(len, strategies))
+    size = next((n for n in SIZES if n >= most), most)
+    shape = (BATCH, size, asked.room.strategy)
+    tokens, length = np.zeros(shape, np.int32), np.ones(shape[:2], np.int32)
+    for i, own_strategies in enumerate(strategies):
+      for g, strategy in enumerate(own_strategies):
+        tokens[i, g, : len(strategy)], length[i, g] = strategy, len(strategy)
+    prompts = own
+    if t >= 0:  # who has no such test gets any text, and no strategy
+      pairs = zip(tests, problems, strict=True)
+      prompts = asked.prompts([known[t] if t < len(known) else p for known, p in pairs])
+    out = _execute(params, *prompts, tokens, length, **asked.bound)
+    answer_PG, written_PG = jax.device_get(out)
+    spent += sum(int(written_PG[i, : len(s)].sum()) for i, s in enumerate(strategies))
+    return [answer_PG[i, : len(s)].tolist() for i, s in enumerate(strategies)]
+
+  return eliminate(drawn, tests, execute), spent
 
 
 def measure(loaded: Loaded, split: str, count: int, votes: int, group: int) -> dict:
@@ -159,42 +269,26 @@ def measure(loaded: Loaded, split: str, count: int, votes: int, group: int) -> d
   config, tokenizer, e = loaded.config, loaded.tokenizer, loaded.config.eval
   bare = config.room.strategy == 1
   room = config_lib.Room(e.prompt, e.strategy, e.execution, config.room.numbers)
-  greedy = config.sampling.replace(temperature=0.0)
-  draw = partial(
-    _sample, loaded.state.params, lm=_lm(config.model, tokenizer.vocab_size),
-    symbols=tokenizer.symbols, room=room, sampling=config.sampling,
-  )  # fmt: skip
-
-  def samples(families: list[list[Problem]], key, size: int, executing) -> Samples:
-    filled = families + [families[-1]] * (BATCH - len(families))
-    arrays = pipeline.family_arrays(filled, tokenizer, room, loaded.dataset.domains)
-    drawn = draw(arrays.prompt_PJT, arrays.length_PJ, key, group=size, executing=executing)
-    return jax.device_get(drawn)
-
+  asked = Asked(loaded, room)
   problems = [loaded.dataset.problem(split, i) for i in range(e.first, e.first + count)]
   problems = pipeline.fitting(problems, tokenizer, room)
   right, spent = collections.defaultdict(list), collections.Counter()
   for start in range(0, len(problems), BATCH):
     chunk = problems[start : start + BATCH]
     vote_key, verify_key = jax.random.split(jax.random.fold_in(jax.random.key(0), start))
-    drawn = samples([[p] for p in chunk], vote_key, votes, config.sampling)
+    drawn = jax.device_get(
+      _sample(loaded.state.params, *asked.prompts(chunk), vote_key, group=votes, **asked.bound)
+    )
     for i, p in enumerate(chunk):
-      texts = [tokenizer.pretty_execution(row.tolist()) for row in drawn.tokens_PJGE[i, 0]]
-      for way, value in from_votes(p, drawn.answer_PJG[i, 0], texts).items():
+      texts = [tokenizer.pretty_execution(row.tolist()) for row in drawn.tokens_PGE[i]]
+      for way, value in from_votes(p, drawn.answer_PG[i], texts).items():
         right[way].append(value)
-      spent["vote"] += drawn.length_PJG[i].sum()
-      spent["vote"] += 0 if bare else drawn.strategy_length_PG[i].sum()
-    if bare:
-      continue
-    tests, most = [left_out(p) for p in chunk], rules.SHOWN[1]
-    families = [
-      [p, *own, *own[-1:] * (most - len(own))] for p, own in zip(chunk, tests, strict=True)
-    ]
-    drawn = samples(families, verify_key, group, greedy)
-    for i, (p, own) in enumerate(zip(chunk, tests, strict=True)):
-      right["verified"].append(verified(p, own, drawn.answer_PJG[i, : 1 + len(own)]))
-      spent["verified"] += drawn.length_PJG[i, : 1 + len(own)].sum()
-      spent["verified"] += drawn.strategy_length_PG[i].sum()
+      spent["vote"] += int(drawn.length_PG[i].sum())
+      spent["vote"] += 0 if bare else int(drawn.strategy_length_PG[i].sum())
+    if not bare:
+      answers, tokens = verified(asked, chunk, verify_key, group)
+      right["verified"] += [int(a == p.answer) for a, p in zip(answers, chunk, strict=True)]
+      spent["verified"] += tokens
   return {
     "n": len(problems),
     "rules": [p.plan for p in problems],

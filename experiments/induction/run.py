@@ -38,7 +38,7 @@ METHODS = {  # name: (stage, cold start, what it changes)
 }
 SPLITS = {"practice": "practised rules", "cls": "unseen rules"}
 PRESETS = {  # options of every run; seeds; problems; strategies to verify; samples of a vote
-  "full": (("--config.eval.first=100000",), "0,1,2", 192, 32, 128),
+  "full": (("--config.eval.first=100000",), "0,1,2", 192, 160, 128),
   "quick": (
     ("--config.sft.steps=300", "--config.sgpo.steps=10", "--config.eval.problems=64",
      "--config.eval.transfer_pairs=64"),

@@ -1,5 +1,6 @@
 """Ways to answer from samples: what is chosen, and what a way may look at."""
 
+import collections
 import dataclasses
 
 import jax
@@ -73,6 +74,26 @@ def setting():
   return base, dataset, Tokenizer.train(dataset.texts(), base.data.vocab_size)
 
 
+def test_strategies_that_fail_a_test_are_dropped():
+  """Three problems: one strategy passes all tests; none passes the first; none is ever right."""
+  a, b, c = (1,), (2,), (3,)
+  tests = [decode.left_out(PROBLEM)[:2], decode.left_out(PROBLEM), decode.left_out(PROBLEM)]
+  says = {  # (problem, strategy): its answers on the tests, then on the problem
+    (0, a): (38, 0, 9), (0, b): (38, 22, 41), (0, c): (0, 22, 9),
+    (1, a): (0, 22, 26, 41), (1, b): (0, 0, 26, 9), (1, c): (0, 0, 0, 9),
+    (2, a): (0, 0, 0, 7), (2, b): (0, 0, 0, 8), (2, c): (0, 0, 0, 8),
+  }  # fmt: skip
+  asked = []
+
+  def execute(t, strategies):
+    asked.append((t, [len(own) for own in strategies]))
+    return [[says[i, s][t] for s in own] for i, own in enumerate(strategies)]
+
+  drawn = [collections.Counter({a: 5, b: 1, c: 2})] * 3
+  assert decode.eliminate(drawn, tests, execute) == [41, 41, 7]  # of the last, the one drawn most
+  assert asked == [(0, [3, 3, 3]), (1, [2, 3, 3]), (2, [0, 1, 3]), (-1, [1, 1, 3])]
+
+
 def test_verifying_finds_what_a_vote_overlooks(setting, monkeypatch):
   """One strategy of four is right. It alone gives the examples their numbers."""
   base, dataset, tokenizer = setting
@@ -81,34 +102,36 @@ def test_verifying_finds_what_a_vote_overlooks(setting, monkeypatch):
     for asked in (p, *decode.left_out(p)):
       problems[tuple(tokenizer.encode_prompt(asked.question))] = asked
 
-  def scripted(params, prompt_PJT, length_PJ, key, *, group, **_):
-    P, J = length_PJ.shape
-    answer = np.full((P, J, group), 5000)  # what most of them say
-    for p in range(P):
-      for j in range(J):
-        asked = problems[tuple(prompt_PJT[p, j, : length_PJ[p, j]].tolist())]
-        answer[p, j, -1] = asked.answer
-    return decode.Samples(
-      answer, np.full((P, J, group, 4), tokenizer.symbols.eos), np.full((P, J, group), 3),
-      np.full((P, group), 2),
-    )  # fmt: skip
+  def sampled(params, prompt_PT, length_P, key, *, group, **_):
+    shape = (len(length_P), group)
+    eos = np.full((*shape, 4), tokenizer.symbols.eos)
+    return decode.Samples(np.full(shape, 5000), eos, np.full(shape, 3), np.full(shape, 2))
 
-  monkeypatch.setattr(decode, "_sample", scripted)
+  def extracted(params, prompt_PT, length_P, key, *, group, room, **_):
+    shape = (len(length_P), group)
+    tokens = np.zeros((*shape, room.strategy), int)
+    tokens[:, -1, 0] = 1
+    return tokens, np.full(shape, 2)  # two texts: one drawn once, one three times
+
+  def executed(params, prompt_PT, length_P, tokens_PGS, length_PG, **_):
+    rows = zip(prompt_PT, length_P, strict=True)
+    asked = [problems[tuple(row[:n].tolist())].answer for row, n in rows]
+    right = np.asarray(tokens_PGS)[:, :, 0] == 1
+    return np.where(right, np.array(asked)[:, None], 5000), np.full(right.shape, 3)
+
+  for name, fake in (("_sample", sampled), ("_extract", extracted), ("_execute", executed)):
+    monkeypatch.setattr(decode, name, fake)
   state = type("State", (), {"params": None})
   loaded = loading.Loaded(base, dataset, tokenizer, state)
   found = decode.measure(loaded, "cls", 20, votes=6, group=4)
   assert found["n"] == 20
-  right = {way: sum(marks) for way, marks in found["correct"].items()}
-  assert right == {
-    "sampled": pytest.approx(20 / 6, abs=0.01),
-    "vote": 0,
-    "verified": 20,
-    "read": 0,
-    "any": 20,
-  }
+  assert {way: sum(marks) for way, marks in found["correct"].items()} == {
+    "sampled": 0, "vote": 0, "verified": 20, "read": 0, "any": 0,
+  }  # fmt: skip
   shown = np.mean([len(rules.shown(dataset.problem("cls", i).question)) for i in range(20)])
+  # Four strategies of two tokens; executions of three: of both texts once, then of the right one.
   assert found["tokens"] == {
-    "vote": 6 * (3 + 2), "verified": pytest.approx(4 * (3 * (1 + shown) + 2), abs=0.1),
+    "vote": 6 * (3 + 2), "verified": pytest.approx(4 * 2 + 3 * (2 + shown), abs=0.1),
   }  # fmt: skip
 
 
