@@ -258,35 +258,38 @@ def verified(asked: Asked, problems: list[Problem], key, group: int) -> tuple[li
   return eliminate(drawn, tests, execute), spent
 
 
-def measure(loaded: Loaded, split: str, count: int, votes: int, group: int) -> dict:
-  """Every way on `count` problems of a split, from config.eval.first on.
+def measure(loaded: Loaded, split: str, count: int, *, votes: int = 0, strategies: int = 0) -> dict:
+  """Ways to answer `count` problems of a split, from config.eval.first on.
 
+  Args:
+    votes: samples of each, for every way but "verified"; 0 = none of these.
+    strategies: of each, for "verified"; 0 = not this.
   Returns:
     {"n", "rules": of the problems, "correct": {way: a number a problem}, "tokens": {"vote",
-    "verified": generated for a problem}}; what is "verified" is missing for a policy without
-    strategies.
+    "verified": generated for a problem}}.
   """
   config, tokenizer, e = loaded.config, loaded.tokenizer, loaded.config.eval
   bare = config.room.strategy == 1
-  room = config_lib.Room(e.prompt, e.strategy, e.execution, config.room.numbers)
-  asked = Asked(loaded, room)
+  asked = Asked(loaded, config_lib.Room(e.prompt, e.strategy, e.execution, config.room.numbers))
   problems = [loaded.dataset.problem(split, i) for i in range(e.first, e.first + count)]
-  problems = pipeline.fitting(problems, tokenizer, room)
+  problems = pipeline.fitting(problems, tokenizer, asked.room)
   right, spent = collections.defaultdict(list), collections.Counter()
   for start in range(0, len(problems), BATCH):
     chunk = problems[start : start + BATCH]
     vote_key, verify_key = jax.random.split(jax.random.fold_in(jax.random.key(0), start))
-    drawn = jax.device_get(
-      _sample(loaded.state.params, *asked.prompts(chunk), vote_key, group=votes, **asked.bound)
-    )
-    for i, p in enumerate(chunk):
-      texts = [tokenizer.pretty_execution(row.tolist()) for row in drawn.tokens_PGE[i]]
-      for way, value in from_votes(p, drawn.answer_PG[i], texts).items():
-        right[way].append(value)
-      spent["vote"] += int(drawn.length_PG[i].sum())
-      spent["vote"] += 0 if bare else int(drawn.strategy_length_PG[i].sum())
-    if not bare:
-      answers, tokens = verified(asked, chunk, verify_key, group)
+    if votes:
+      out = _sample(
+        loaded.state.params, *asked.prompts(chunk), vote_key, group=votes, **asked.bound
+      )
+      drawn = jax.device_get(out)
+      for i, p in enumerate(chunk):
+        texts = [tokenizer.pretty_execution(row.tolist()) for row in drawn.tokens_PGE[i]]
+        for way, value in from_votes(p, drawn.answer_PG[i], texts).items():
+          right[way].append(value)
+        spent["vote"] += int(drawn.length_PG[i].sum())
+        spent["vote"] += 0 if bare else int(drawn.strategy_length_PG[i].sum())
+    if strategies:
+      answers, tokens = verified(asked, chunk, verify_key, strategies)
       right["verified"] += [int(a == p.answer) for a, p in zip(answers, chunk, strict=True)]
       spent["verified"] += tokens
   return {

@@ -65,30 +65,41 @@ def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
 def answered(
   args: argparse.Namespace, wanted: dict[str, list[runs.Job]], found: tables.Results
 ) -> list[dict]:
-  """The answers of every run and split, a row each, from OUT/answers.jsonl or made now.
+  """What every run answers on every split, a row each, from OUT/answers.jsonl or made now.
 
-  A row belongs to a run, to its commit, and to what was asked.
+  A row of the file belongs to a run, to its commit, and to what was asked: votes or strategies.
   """
   _, _, count, group, votes = PRESETS[args.preset]
   known = runs.Records(os.path.join(args.out, "answers.jsonl"), ("run", "git", "split", "asked"))
   out = []
   for name, own in wanted.items():
-    samples = round(MORE * votes) if name.endswith("_bare") else votes
-    asked = {"problems": count, "strategies": group, "votes": samples}
+    bare = name.endswith("_bare")
+    asked = [{"votes": round(MORE * votes) if bare else votes}]
+    asked += [] if bare else [{"strategies": group}]
     for job, record in zip(own, found[name], strict=True):
-      rows = [
-        {"run": job.as_json(), "git": record["git"], "split": split, "asked": asked}
-        for split in SPLITS
-      ]
-      missing = [row for row in rows if known.find(row) is None]
-      loaded = loading.load(runs.made(job, args.runs)) if missing else None
-      for row in missing:
-        row |= decode.measure(loaded, row["split"], count, samples, group)
-        known.add(row)
-        right = {way: f"{np.mean(marks):.3f}" for way, marks in row["correct"].items()}
-        print(f"{name} seed {job.seed} {row['split']}: {right} of {row['n']}", flush=True)
-      out += [known.find(row) | {"policy": name} for row in rows]
+      loaded = None
+      for split in SPLITS:
+        rows = [
+          {"run": job.as_json(), "git": record["git"], "split": split,
+           "asked": {"problems": count, **what}} for what in asked
+        ]  # fmt: skip
+        for row, what in zip(rows, asked, strict=True):
+          if known.find(row) is None:
+            loaded = loaded or loading.load(runs.made(job, args.runs))
+            known.add(row | decode.measure(loaded, split, count, **what))
+        whole = joined([known.find(row) for row in rows]) | {"policy": name}
+        right = {way: f"{np.mean(marks):.3f}" for way, marks in whole["correct"].items()}
+        print(f"{name} seed {job.seed} {split}: {right} of {whole['n']}", flush=True)
+        out.append(whole)
   return out
+
+
+def joined(rows: list[dict]) -> dict:
+  """Rows of one run and split as one: all ways to answer."""
+  whole = dict(rows[0])
+  for key in ("asked", "correct", "tokens"):
+    whole[key] = {name: value for row in rows for name, value in row[key].items()}
+  return whole
 
 
 Correct = dict[str, dict[str, dict[str, np.ndarray]]]  # [policy][split][way], [runs, problems]
@@ -147,8 +158,8 @@ def differences(correct: Correct) -> dict[str, dict[str, np.ndarray]]:
   ]
   wanted += [
     (("sgpo", "verified"), other)
-    for other in (("grpo", "vote"), ("grpo_bare", "vote"), ("grpo_bare", "read"),
-                  ("grpo", "verified"), ("cold", "verified"))
+    for other in (("grpo", "vote"), ("grpo_bare", "vote"), ("cold_bare", "read"),
+                  ("grpo_bare", "read"), ("grpo", "verified"), ("cold", "verified"))
   ] + [(("sgpo", way), ("grpo", way)) for way in ("sampled", "read")]  # fmt: skip
   return {
     f"{a} {way} - {b} {other}": {

@@ -123,7 +123,7 @@ def test_verifying_finds_what_a_vote_overlooks(setting, monkeypatch):
     monkeypatch.setattr(decode, name, fake)
   state = type("State", (), {"params": None})
   loaded = loading.Loaded(base, dataset, tokenizer, state)
-  found = decode.measure(loaded, "cls", 20, votes=6, group=4)
+  found = decode.measure(loaded, "cls", 20, votes=6, strategies=4)
   assert found["n"] == 20
   assert {way: sum(marks) for way, marks in found["correct"].items()} == {
     "sampled": 0, "vote": 0, "verified": 20, "read": 0, "any": 0,
@@ -145,10 +145,11 @@ def test_a_real_policy_is_sampled(setting, bare):
     config = dataclasses.replace(base, room=room, eval=eval_room)
   params = policy.init_params(config, tokenizer.vocab_size, jax.random.key(0))
   loaded = loading.Loaded(config, dataset, tokenizer, type("State", (), {"params": params}))
-  found = decode.measure(loaded, "cls", 3, votes=2, group=2)
+  asked = {"votes": 2} | ({} if bare else {"strategies": 2})
+  found = decode.measure(loaded, "cls", 3, **asked)
   assert set(found["correct"]) == set(decode.WAYS) - ({"verified"} if bare else set())
   assert all(len(marks) == found["n"] == 3 for marks in found["correct"].values())
-  assert found == decode.measure(loaded, "cls", 3, votes=2, group=2)
+  assert found == decode.measure(loaded, "cls", 3, **asked)
 
 
 def policy_rows(name, seed, marks):
