@@ -37,11 +37,11 @@ METHODS = {  # name: (stage, cold start, what it changes)
   "grpo_bare": ("grpo", "cold_bare", (*GROUPS, OUTCOME, *BARE)),
 }
 SPLITS = {"practice": "practised rules", "cls": "unseen rules"}
-PRESETS = {  # options of every run; seeds; problems; strategies to verify; samples of a vote
+PRESETS = {  # last options of every run; seeds; problems; strategies to verify; samples of a vote
   "full": (("--config.eval.first=100000",), "0,1,2", 192, 160, 128),
   "quick": (
-    ("--config.sft.steps=300", "--config.sgpo.steps=10", "--config.eval.problems=64",
-     "--config.eval.transfer_pairs=64"),
+    ("--config.sft.steps=300", "--config.sgpo.steps=10", "--config.sgpo.strategies=8",
+     "--config.eval.problems=64", "--config.eval.transfer_pairs=64"),
     "0", 32, 8, 32,
   ),
 }  # fmt: skip
@@ -52,12 +52,12 @@ def jobs(args: argparse.Namespace) -> dict[str, list[runs.Job]]:
   """The runs of every policy, one a seed."""
   options = PRESETS[args.preset][0]
   out = {
-    name: [runs.Job(name, seed, "sft", CONFIG, (*options, *changes)) for seed in args.seeds]
+    name: [runs.Job(name, seed, "sft", CONFIG, (*changes, *options)) for seed in args.seeds]
     for name, changes in STARTS.items()
   }
   for name, (stage, start, changes) in METHODS.items():
     out[name] = [
-      runs.Job(name, job.seed, stage, CONFIG, (*options, *changes), job) for job in out[start]
+      runs.Job(name, job.seed, stage, CONFIG, (*changes, *options), job) for job in out[start]
     ]
   return out
 
