@@ -204,12 +204,10 @@ def rollout(
   room: config_lib.Room,
   symbols,
   sampling,
-  executing=None,
 ) -> Rollout:
   """G strategies from each source, each executed on all J problems of its family.
 
   The source's execution continues on the cache that its strategy left; siblings read it.
-  Executions are drawn as `executing` says, as strategies unless given.
   """
   extract_key, execute_key = jax.random.split(key)
   P, J, T = prompt_PJT.shape
@@ -233,7 +231,7 @@ def rollout(
     context = jax.tree.map(join, context, read)
   execution = execute(
     lm, weights, prefix, context, room.execution, execute_key, symbols=symbols,
-    sampling=executing or sampling,
+    sampling=sampling,
   )  # fmt: skip
   return Rollout(strategy=strategy, execution=jax.tree.map(family, execution))
 

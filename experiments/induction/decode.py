@@ -36,7 +36,7 @@ from sgpo.types import Problem, Segment
 NO_ANSWER = -(2**31)
 WAYS = ("sampled", "vote", "verified", "read", "any")
 BATCH = 16  # problems sampled at once
-SIZES = (8, 32, 160)  # strategies executed at once, so that few programs are compiled
+SIZES = (8, 32)  # strategies executed at once, or all of a problem: few programs are compiled
 LAST = 8  # strategies executed on the problem, where more are left: those drawn most often
 _OPERAND = re.compile(r"\d+")
 
@@ -240,7 +240,7 @@ def verified(asked: Asked, problems: list[Problem], key, group: int) -> tuple[li
   def execute(t: int, strategies: list[list[Strategy]]) -> list[list[int]]:
     nonlocal spent
     most = max(map(len, strategies))
-    size = next((n for n in SIZES if n >= most), most)
+    size = next((n for n in SIZES if n >= most), group)
     shape = (BATCH, size, asked.room.strategy)
     tokens, length = np.zeros(shape, np.int32), np.ones(shape[:2], np.int32)
     for i, own_strategies in enumerate(strategies):
