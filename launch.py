@@ -17,6 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Configuration file, `file.py[:argument]`."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing one is resumed.")
+_HELP = flags.DEFINE_bool("help", False, "Print this and stop.", short_name="h")
 _PRINT = flags.DEFINE_bool("print_config", False, "Print the configuration and stop.")
 _ALLOCATOR = flags.DEFINE_bool("allocator", True, "Keep the heap between executions (Linux CPU).")
 _DISTRIBUTED = flags.DEFINE_enum(
@@ -35,6 +36,9 @@ def _several_processes() -> bool:
 def _main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise ValueError(f"unexpected argument {argv[1]!r}; flags begin with --")
+  if _HELP.value:
+    print(__doc__, flags.FLAGS.main_module_help(), "\n\nKeys of --config.: sgpo/config.py", sep="")
+    return 0
   if _CONFIG.value is None:
     raise ValueError("--config is missing, for example --config=configs/word_problems.py")
   config = config_lib.read(_CONFIG.value)
@@ -85,7 +89,9 @@ def _suggestion(message: str) -> str:
     known += [f"{section}.{k}" for k in values] if isinstance(values, dict) else [section]
   if not name or "Did you mean" in message:
     return ""
-  return config_lib.suggest(name.split("'")[0], known)
+  hint = config_lib.suggest(name.split("'")[0], known)
+  listed = "; --help lists the flags, sgpo/config.py the keys of --config."
+  return hint if "Did you mean" in hint else listed  # the list of all would fill the screen
 
 
 def main() -> None:

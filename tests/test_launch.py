@@ -47,3 +47,8 @@ def test_print_config(tmp_path):
   result = launch(tmp_path, SMOKE, "--print_config", "--config.sgpo.steps=77")
   assert result.returncode == 0 and "steps: 77" in result.stdout
   assert os.listdir(tmp_path) == []
+
+
+def test_help(tmp_path):
+  result = launch(tmp_path, "--help")
+  assert result.returncode == 0 and "--workdir" in result.stdout
