@@ -126,7 +126,7 @@ def first_params(run: Run) -> Any:
     return jax.jit(init, out_shardings=shardings)(key)
   if folder.is_model(run.config.init_from):
     return hf.load(run.config.init_from, sharding.placed(run.mesh, {"params": abstract})["params"])
-  params = load(run.config.init_from).state.params
+  params = load(run.config.init_from, run.config.mesh).state.params
   for (path, want), got in zip(
     jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
   ):
@@ -176,15 +176,17 @@ def read_config(workdir: str) -> config_lib.Config:
     raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
 
 
-def load(workdir: str) -> Loaded:
+def load(workdir: str, mesh: tuple[int, int] = (1, 1)) -> Loaded:
   """Reads the newest whole checkpoint of a run.
 
+  Args:
+    mesh: devices on which the state is laid, whatever mesh the run had; (-1, 1) is all of them.
   Raises:
     ValueError: no run there, or no checkpoint that can be read.
   """
   config = read_config(workdir)
   model = dataclasses.replace(config.model, attention="parts")  # on whatever device
-  config = dataclasses.replace(config, mesh=(1, 1), init_from="", model=model)
+  config = dataclasses.replace(config, mesh=mesh, init_from="", model=model)
   run = open_run(config, workdir)
   init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)
   _, state = resume(run, jax.eval_shape(init, jax.random.key(0)))

@@ -77,7 +77,7 @@ def main() -> int:
     parser.error(f"--samples={args.samples} must be positive")
   allocator.keep_heap()
   try:
-    out = solve(loading.load(args.workdir), args.question, args.samples, args.seed)
+    out = solve(loading.load(args.workdir, mesh=(-1, 1)), args.question, args.samples, args.seed)
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
