@@ -9,6 +9,7 @@ import ast
 import concurrent.futures
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import queue
@@ -21,6 +22,8 @@ import numpy as np
 
 from sgpo import config as config_lib
 from sgpo import files
+from sgpo.data import make_dataset
+from sgpo.evaluation import statistics
 
 JOB = ("name", "seed", "stage", "config", "options", "start")  # makes a run
 COSTS = ("generated", "read", "trained", "flops", "answers", "examples")
@@ -75,6 +78,29 @@ def bits(split: dict) -> np.ndarray:
   """Correctness problem by problem, [N] of 0 and 1."""
   text = bin(int(split["correct"], 16))[2:].zfill(split["n"])
   return np.array([int(c) for c in text])
+
+
+def classes(record: dict, split: str) -> list[int]:
+  """The class of each problem of a split, as a number: what the record's `correct` is about.
+
+  Raises:
+    ValueError: the run left problems out, and which is not known.
+  """
+  config = configured(record["config"], record["options"])
+  n, e = record["splits"][split]["n"], config.eval
+  if n != e.problems:
+    raise ValueError(
+      f"{record['name']} of seed {record['seed']} has {n} of {e.problems} problems of {split}: "
+      "raise config.eval.prompt so that all fit, or ask for as many as the split has"
+    )
+  return _classes(config.data, split, e.first, n)
+
+
+@functools.cache
+def _classes(data: config_lib.Data, split: str, first: int, n: int) -> list[int]:
+  dataset = make_dataset(data)
+  plans = [dataset.problem(split, i).plan for i in range(first, first + n)]
+  return statistics.class_numbers(plans)
 
 
 def record(job: Job, workdir: str) -> dict:

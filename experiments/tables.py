@@ -1,5 +1,7 @@
 """Tables and pictures of a comparison, from the records of `experiments/runs.py`."""
 
+from collections.abc import Sequence
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,17 +36,20 @@ def scores(records: list[dict], splits: tuple[str, ...]) -> np.ndarray:
   return correct(records, splits).mean((1, 2))
 
 
-def interval(values_RSN: np.ndarray, resamples: int = 2000) -> dict:
+def interval(
+  values_RSN: np.ndarray, classes_SN: Sequence[Sequence[int]], resamples: int = 2000
+) -> dict:
   """Interquartile mean over R runs of the mean over splits and problems, with 95% interval.
 
-  The bootstrap resamples runs, and within each split the problems, the same for all runs, since
-  these are evaluated on the same ones. With fewer than five runs it is too narrow: of few values a
-  resample seldom leaves the hull.
+  The bootstrap resamples runs, and within each split classes with all of their problems, the same
+  for all runs, since these are evaluated on the same ones. With fewer than five runs it is too
+  narrow: of few values a resample seldom leaves the hull.
   """
-  R, _, N = values_RSN.shape
+  R, S, _ = values_RSN.shape
   rng = np.random.default_rng(0)
-  weights_BSN = rng.multinomial(N, np.full(N, 1 / N), (resamples, values_RSN.shape[1])) / N
-  means_BR = np.einsum("bsn,rsn->br", weights_BSN, values_RSN) / values_RSN.shape[1]
+  means_BR = np.zeros((resamples, R))
+  for values_RN, classes_N in zip(values_RSN.swapaxes(0, 1), classes_SN, strict=True):
+    means_BR += statistics.class_means(values_RN, classes_N, resamples, rng) / S
   picked_BR = np.take_along_axis(means_BR, rng.integers(0, R, (resamples, R)), 1)
   cut = R // 4
   draws = np.sort(picked_BR, 1)[:, cut : R - cut].mean(1)
@@ -68,7 +73,8 @@ def _over_seeds(values_R: np.ndarray) -> dict:
 def over(records: list[dict], splits: tuple[str, ...], other: list[dict] | None = None) -> dict:
   """Mean and interval of accuracy over some splits; with `other`, of paired differences to it."""
   values = correct(records, splits)
-  return interval(values if other is None else values - correct(other, splits))
+  classes = [runs.classes(records[0], split) for split in splits]
+  return interval(values if other is None else values - correct(other, splits), classes)
 
 
 def summary(records: list[dict], head: str, other: list[dict] | None = None) -> dict:

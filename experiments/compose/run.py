@@ -101,11 +101,13 @@ def measure(workdir: str, count: int) -> dict:
     problems = pipeline.fitting(problems, loaded.tokenizer, solver.room)
     if not problems:
       raise ValueError(f"{workdir}: no problem of {split} fits config.eval.prompt = {e.prompt}")
+    classes = statistics.class_numbers([p.plan for p in problems])
     splits[split] = {}
     for arm, bank in arms.items():
       guided = bank is not None
       solver.state = loaded.state.replace(bank=bank) if guided else loaded.state
-      row = splits[split][arm] = solved(solver, problems, domains, guided)
+      row = solved(solver, problems, domains, guided)
+      splits[split][arm] = row | {"classes": classes}
       right = row["correct"].count("1")
       print(f"{workdir} {split} {arm}: {right} of {len(problems)}", flush=True)
   git = files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown"
@@ -121,9 +123,11 @@ def arm_summary(found: list[dict], split: str, arm: str) -> dict:
   """One arm's means over the runs, its accuracy and its difference to no bank with intervals."""
   groups, bare = bits(found, split, arm), bits(found, split, BARE)
   rows = [run["splits"][split][arm] for run in found]
+  classes = [row["classes"] for row in rows]
+  gains = [a - b for a, b in zip(groups, bare, strict=True)]
   return {
-    "accuracy": statistics.mean_of_groups(groups),
-    "difference": statistics.mean_of_groups([a - b for a, b in zip(groups, bare, strict=True)]),
+    "accuracy": statistics.mean_of_groups(groups, classes),
+    "difference": statistics.mean_of_groups(gains, classes),
     "active": tables.mean(found, lambda run: run["active"][arm]),
     **{key: tables.mean(rows, lambda row, key=key: row[key]) for key in SHARES},
   }
@@ -147,8 +151,9 @@ def markdown(found: list[dict], means: dict, command: str) -> str:
   commits = ", ".join(sorted({run["git"] for run in found}))
   out = [
     f"Made by `{command}` from {len(found)} run(s) at {commits}: at least {min(sizes)} problems a "
-    "split and run, greedy. Means over the runs; 95% intervals of a bootstrap over the problems "
-    "of each, which says nothing of how runs differ. Differences are paired, problem by problem.\n"
+    "split and run, greedy. Means over the runs; 95% intervals of a bootstrap over the classes of "
+    "each, with all of their problems, which says nothing of how runs differ. Differences are "
+    "paired, problem by problem.\n"
   ]
   head = ["hints of", "entries", "problems with hints", "accuracy", "difference to no bank",
           "right plans", "truncated"]  # fmt: skip

@@ -19,6 +19,7 @@ from experiments import runs, tables
 from experiments.induction import decode
 from sgpo import allocator, files, loading
 from sgpo.data import rules
+from sgpo.evaluation import statistics
 from sgpo.report import charts
 
 CONFIG = "configs/rules.py"
@@ -121,14 +122,10 @@ def correctness(rows: list[dict]) -> Correct:
 def interval(values_RN: np.ndarray, rules_N: list[str], resamples: int = 2000) -> dict:
   """The mean over runs and problems, with a 95% interval.
 
-  The bootstrap resamples runs, and rules with all of their problems, which are not independent.
+  The bootstrap resamples runs, and rules with all of their problems.
   """
-  _, rule_N = np.unique(rules_N, return_inverse=True)
-  C, R = rule_N.max() + 1, len(values_RN)
-  sums_RC = np.stack([np.bincount(rule_N, row, C) for row in values_RN])
-  rng = np.random.default_rng(0)
-  weights_BC = rng.multinomial(C, np.full(C, 1 / C), resamples)
-  means_BR = weights_BC @ sums_RC.T / (weights_BC @ np.bincount(rule_N))[:, None]
+  R, rng = len(values_RN), np.random.default_rng(0)
+  means_BR = statistics.class_means(values_RN, rules_N, resamples, rng)
   draws = np.take_along_axis(means_BR, rng.integers(0, R, (resamples, R)), 1).mean(1)
   low, high = np.quantile(draws, [0.025, 0.975])
   return {"mean": float(values_RN.mean()), "low": float(low), "high": float(high)}

@@ -57,8 +57,10 @@ def choices(score_N, answer_N, correct_N) -> list[float]:
   ]  # fmt: skip
 
 
-def measure(workdir: str, name: str, samples: int, problems: int) -> dict[str, np.ndarray]:
-  """For each split an array [problems, WAYS]."""
+def measure(
+  workdir: str, name: str, samples: int, problems: int
+) -> dict[str, tuple[np.ndarray, list[int]]]:
+  """For each split an array [problems, WAYS], and the problems' classes."""
   loaded = loading.load(workdir)
   tokenizer, state = loaded.tokenizer, loaded.state
   lm = transformer.make_lm(loaded.config.model, tokenizer.vocab_size)
@@ -90,7 +92,7 @@ def measure(workdir: str, name: str, samples: int, problems: int) -> dict[str, n
       critic = state.critic[judge].params
       parts = jax.device_get(run(state.params, critic, families, jax.random.key(start)))
       rows += [choices(*row) for row in zip(*(x[:real] for x in parts), strict=True)]
-    out[split] = np.array(rows)
+    out[split] = np.array(rows), statistics.class_numbers([p.plan for p in chosen])
   return out
 
 
@@ -118,9 +120,10 @@ def main() -> int:
       print(f"error: {error}", file=sys.stderr)
       return 1
     for split in SPLITS:
-      groups = [[run[split][:, way] for run in found] for way in range(len(WAYS))]
+      groups = [[run[split][0][:, way] for run in found] for way in range(len(WAYS))]
+      classes = [run[split][1] for run in found]
       gain = [np.subtract(a, b) for a, b in zip(groups[2], groups[1], strict=True)]
-      cells = [statistics.mean_of_groups(g) for g in groups] + [statistics.mean_of_groups(gain)]
+      cells = [statistics.mean_of_groups(g, classes) for g in [*groups, gain]]
       body.append([name, split, *map(tables.cell, cells)])
       kept[f"{name}/{split}"] = cells
   head = ["judge", "split", *WAYS, "best - majority"]
@@ -129,7 +132,7 @@ def main() -> int:
   )
   text = (
     f"Made by `{command}`: N = {args.samples}, {args.problems} problems a split, sampled at "
-    "temperature 1; 95% intervals of a bootstrap over the problems of each seed.\n\n"
+    "temperature 1; 95% intervals of a bootstrap over the classes of each seed.\n\n"
     + tables.rows(head, body)
   )
   print(text)

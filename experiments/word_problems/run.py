@@ -15,16 +15,10 @@ from matplotlib.figure import Figure
 
 from experiments.tables import cell
 from sgpo import files, report
-from sgpo.evaluation import statistics
 from sgpo.report import charts
 
 COMMAND = "python -m experiments.word_problems.run --seeds={seeds}"
 PROBLEMS = 1024  # a split: twice the demo's, for narrower intervals
-
-
-def bits(split: dict, key: str = "correct") -> list[int]:
-  """Correctness of each problem."""
-  return [int(c) for c in split[key]]
 
 
 def rows_of(before: dict, after: dict) -> list[tuple[str, dict, dict, dict]]:
@@ -32,7 +26,7 @@ def rows_of(before: dict, after: dict) -> list[tuple[str, dict, dict, dict]]:
   rows = []
   for name, split in after["splits"].items():
     old = before["splits"][name]
-    difference = statistics.paired_difference(bits(split), bits(old))
+    difference = report.split_difference(after, before, name)
     rows.append((name, old["pass_at_1"], split["pass_at_1"], difference))
   rows.append(
     (
@@ -49,12 +43,17 @@ def arms_of(before: dict, after: dict) -> list[tuple[str, dict, dict]]:
   """(arm, before, after) of the transfer score."""
   both = lambda e: {**e["transfer"]["arms"], **e["transfer"]["controls"]}
   rows = [(name, both(before)[name], both(after)[name]) for name in report.ARMS]
-  return [*rows, ("transfer score", before["transfer"]["sts"], after["transfer"]["sts"])]
+  of = lambda name, key: (name, before["transfer"][key], after["transfer"][key])
+  return [*rows, of("sibling - none", "sibling_over_none"), of("transfer score", "sts")]
 
 
 def markdown(results: dict[int, tuple[dict, dict]], commits: dict[int, str], command: str) -> str:
   """One table of accuracies and one of transfer arms a seed."""
-  out = [f"Made by `{command}`. Greedy decoding without hints, 95% bootstrap intervals.\n"]
+  out = [
+    f"Made by `{command}`. Greedy decoding without hints. 95% intervals of a bootstrap over "
+    "classes, each with all of its problems: they say how these runs would do on other classes, "
+    "and nothing of how runs differ.\n"
+  ]
   for seed, (before, after) in results.items():
     out += [f"\n### Seed {seed}, commit {commits[seed]}\n"]
     out += ["| split | cold start | after SGPO | paired difference |",
@@ -65,9 +64,10 @@ def markdown(results: dict[int, tuple[dict, dict]], commits: dict[int, str], com
     plans = [f"{n} {before['splits'][n]['plan']['mean']:.2f} → {s['plan']['mean']:.2f}"
              for n, s in after["splits"].items()]  # fmt: skip
     out += ["", "Plans right: " + ", ".join(plans) + "."]
-    guided = [f"{n} {s['guided']['mean']:.3f}" for n, s in after["splits"].items() if s["guided"]]
-    if guided:
-      out += ["", "After SGPO with hints from the bank: " + ", ".join(guided) + "."]
+    hints = {n: report.split_difference(after, after, n, "guided_correct") for n in after["splits"]}
+    told = [f"{n} {cell(gain)}" for n, gain in hints.items() if gain]
+    if told:
+      out += ["", "Hints from the bank against none, after SGPO, paired: " + ", ".join(told) + "."]
   return "\n".join(out) + "\n"
 
 

@@ -36,16 +36,18 @@ def split_report(problems: list[Problem], out: dict, guided: dict | None, solver
     float(text == own) if p.plan else np.nan
     for text, own, p in zip(texts, wanted, problems, strict=True)
   ]
+  classes = statistics.class_numbers([p.plan for p in problems])
   return {
     "n": len(problems),
-    "pass_at_1": statistics.graded_mean(out["correct"]),
-    "guided": statistics.graded_mean(guided["correct"]) if guided else None,
-    "plan": statistics.graded_mean(np.array(right)),
+    "pass_at_1": statistics.graded_mean(out["correct"], classes),
+    "guided": statistics.graded_mean(guided["correct"], classes) if guided else None,
+    "plan": statistics.graded_mean(np.array(right), classes),
     "truncated": float(out["truncated"].mean()),
     "unparsed": float((~out["parsed"] & ~out["truncated"]).mean()),
     "ungraded": float(np.isnan(out["correct"]).mean()),
     "correct": marks(out["correct"]),
     "guided_correct": marks(guided["correct"]) if guided else None,
+    "classes": classes,
   }
 
 

@@ -1,4 +1,10 @@
-"""Intervals by the bootstrap, interquartile means, paired differences. numpy only."""
+"""Intervals by the bootstrap, interquartile means, paired differences. numpy only.
+
+Problems of one class come out right or wrong together, so where classes are given whole classes
+are resampled, each with all of its problems (the cluster bootstrap; A. C. Davison and D. V.
+Hinkley, Bootstrap Methods and their Application, 1997, 3.8). Resampling problems instead
+gave intervals half as wide on procedural splits of some 60 classes.
+"""
 
 from collections.abc import Sequence
 
@@ -24,9 +30,32 @@ def _values(values: Sequence[float]) -> np.ndarray:
   return values_N
 
 
-def _resampled_means(values_N: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-  """Means of `resamples` draws of N values with replacement, [resamples]."""
+def class_numbers(names: Sequence[str]) -> list[int]:
+  """A number for each problem's class, by first appearance; "" is a class of its own each time."""
+  known: dict = {}
+  return [known.setdefault(name or i, len(known)) for i, name in enumerate(names)]
+
+
+def class_means(
+  values_RN: np.ndarray, classes_N: Sequence[int], resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Means [resamples, R] of R rows of values over resampled classes, the same for all rows."""
+  _, class_N = np.unique(classes_N, return_inverse=True)
+  C = class_N.max() + 1
+  count_BC = rng.multinomial(C, np.full(C, 1 / C), resamples)
+  sums_CR = np.stack([np.bincount(class_N, row, C) for row in values_RN], 1)
+  return count_BC @ sums_CR / (count_BC @ np.bincount(class_N))[:, None]
+
+
+def _resampled_means(
+  values_N: np.ndarray, classes_N: Sequence[int] | None, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Means of `resamples` draws of the values, or of their classes, with replacement."""
   N = len(values_N)
+  if classes_N is not None and len(classes_N) != N:
+    raise ValueError(f"each of {N} values needs a class, got {len(classes_N)}")
+  if classes_N is not None and len(set(classes_N)) < N:
+    return class_means(values_N[None], classes_N, resamples, rng)[:, 0]
   distinct, counts = np.unique(values_N, return_counts=True)
   if len(distinct) <= FEW:  # the same distribution, at a cost that does not grow with N
     return rng.multinomial(N, counts / N, resamples) @ distinct / N
@@ -34,24 +63,26 @@ def _resampled_means(values_N: np.ndarray, resamples: int, rng: np.random.Genera
 
 
 def bootstrap_interval(
-  values: Sequence[float], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
-  """The mean of independent values with its percentile bootstrap interval.
+  values: Sequence[float], classes: Sequence[int] | None = None, confidence: float = 0.95,
+  resamples: int = 2000, seed: int = 0,
+) -> Interval:  # fmt: skip
+  """The mean of values with its percentile bootstrap interval.
 
-  B. Efron, Bootstrap methods, Annals of Statistics 7 (1979). Values that are all alike give an
-  interval without width, however few they are.
+  Values are independent, or those of one class belong together. B. Efron, Bootstrap methods,
+  Annals of Statistics 7 (1979). Values that are all alike give an interval without width, however
+  few they are.
 
   Raises:
-    ValueError: no values, or a confidence outside (0, 1).
+    ValueError: no values, a confidence outside (0, 1), or classes of other problems.
   """
   values_N = _values(values)
-  draws = _resampled_means(values_N, resamples, np.random.default_rng(seed))
+  draws = _resampled_means(values_N, classes, resamples, np.random.default_rng(seed))
   return _interval(values_N.mean(), draws, confidence)
 
 
 def paired_difference(
-  after: Sequence[float], before: Sequence[float], confidence: float = 0.95, resamples: int = 2000,
-  seed: int = 0,
+  after: Sequence[float], before: Sequence[float], classes: Sequence[int] | None = None,
+  confidence: float = 0.95, resamples: int = 2000, seed: int = 0,
 ) -> Interval:  # fmt: skip
   """mean(after - before) over the same problems, with its bootstrap interval.
 
@@ -64,13 +95,17 @@ def paired_difference(
   if len(after) != len(before):
     raise ValueError(f"pairs need equal lengths, got {len(after)} and {len(before)}")
   difference = np.asarray(after, float) - np.asarray(before, float)
-  return bootstrap_interval(difference, confidence, resamples, seed)
+  return bootstrap_interval(difference, classes, confidence, resamples, seed)
 
 
 def mean_of_groups(
-  groups: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
+  groups: Sequence[Sequence[float]], classes: Sequence[Sequence[int]] | None = None,
+  confidence: float = 0.95, resamples: int = 2000, seed: int = 0,
+) -> Interval:  # fmt: skip
   """The mean of the groups' means; the bootstrap resamples within each group.
+
+  Args:
+    classes: of the values of each group.
 
   Raises:
     ValueError: no groups, or one without values.
@@ -79,8 +114,9 @@ def mean_of_groups(
     raise ValueError("a mean of groups needs at least one group, got none")
   rng = np.random.default_rng(seed)
   groups = [_values(g) for g in groups]
-  draws = np.mean([_resampled_means(g, resamples, rng) for g in groups], 0)
-  return _interval(float(np.mean([g.mean() for g in groups])), draws, confidence)
+  of_group = classes or [None] * len(groups)
+  draws = [_resampled_means(g, c, resamples, rng) for g, c in zip(groups, of_group, strict=True)]
+  return _interval(float(np.mean([g.mean() for g in groups])), np.mean(draws, 0), confidence)
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -116,12 +152,17 @@ def stratified_iqm(
   return _interval(interquartile_mean(scores_RT), middle, confidence)
 
 
-def graded(correct: np.ndarray) -> np.ndarray:
-  """Without what could not be graded, which is nan."""
-  return correct[~np.isnan(correct)]
+def graded(
+  correct: np.ndarray, classes: Sequence[int] | None = None
+) -> tuple[np.ndarray, list[int] | None]:
+  """(values, their classes) without what could not be graded, which is nan."""
+  known = ~np.isnan(correct)
+  return correct[known], None if classes is None else np.asarray(classes)[known].tolist()
 
 
-def graded_mean(correct: np.ndarray) -> Interval:
+def graded_mean(correct: np.ndarray, classes: Sequence[int] | None = None) -> Interval:
   """The mean with its interval, over what could be graded; nan where nothing could."""
-  known = graded(correct)
-  return bootstrap_interval(known) if len(known) else dict.fromkeys(("mean", "low", "high"), NAN)
+  known, of_class = graded(correct, classes)
+  if not len(known):
+    return dict.fromkeys(("mean", "low", "high"), NAN)
+  return bootstrap_interval(known, of_class)

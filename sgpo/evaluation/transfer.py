@@ -63,8 +63,9 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
   """The transfer score on pairs (i, j) of a held-out class, with all arms and controls.
 
   s is the strategy written for problem i. STS = [P(right | j, s) - P(right | j, nothing)]
-  - [the same gain for an equally long strategy of a wrong class]. Pairs with equal answers are
-  left out.
+  - [the same gain for an equally long strategy of a wrong class] = P(right | j, s) - P(right | j,
+  wrong): it grows with what a right strategy helps and with what a wrong one harms, so the gain
+  over none stands beside it. Pairs with equal answers are left out.
   """
   pairs = _pairs(dataset, solver, split)
   rng = np.random.default_rng(solver.config.seed)
@@ -100,12 +101,14 @@ def transfer_report(dataset, solver: Solver, split: str = "cls") -> dict:
       start += real
     correct[arm] = np.concatenate(parts).astype(float)
   correct["class_prior"] = class_prior(pairs)
-  interval = {arm: statistics.graded_mean(values) for arm, values in correct.items()}
+  classes = statistics.class_numbers([pair[0].plan for pair in pairs])
+  interval = {arm: statistics.graded_mean(values, classes) for arm, values in correct.items()}
   return {
     "split": split,
     "n": len(pairs),
     "arms": {arm: interval[arm] for arm in ("own", "sibling", "none", "wrong")},
-    "sts": statistics.graded_mean(correct["sibling"] - correct["wrong"]),
+    "sibling_over_none": statistics.graded_mean(correct["sibling"] - correct["none"], classes),
+    "sts": statistics.graded_mean(correct["sibling"] - correct["wrong"], classes),
     "controls": {arm: interval[arm] for arm in ("shuffled", "answer_only", "class_prior")},
   }
 

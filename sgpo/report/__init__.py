@@ -4,6 +4,6 @@ python -m sgpo.report --workdir=runs/demo
 """
 
 from sgpo.report.page import page, write_report
-from sgpo.report.summary import ARMS, ood_difference, ood_mean
+from sgpo.report.summary import ARMS, ood_difference, ood_mean, split_difference
 
-__all__ = ["ARMS", "ood_difference", "ood_mean", "page", "write_report"]
+__all__ = ["ARMS", "ood_difference", "ood_mean", "page", "split_difference", "write_report"]

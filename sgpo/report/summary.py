@@ -128,33 +128,42 @@ def _bits(split: dict | None, key: str = "correct") -> np.ndarray:
   return np.array([np.nan if c == "-" else int(c) for c in (split or {}).get(key) or ""], float)
 
 
-def split_difference(after: dict | None, before: dict | None, name: str) -> dict | None:
-  """Accuracy gained on a split, problem by problem; None without the same problems in both."""
-  second, first = (_bits(e and e["splits"].get(name)) for e in (after, before))
-  if len(first) != len(second) or not len(gained := statistics.graded(second - first)):
+def _gained(after: dict | None, before: dict | None, key: str = "correct") -> tuple | None:
+  """(differences problem by problem, classes); None where problems are not the same in both."""
+  second, first = _bits(after, key), _bits(before)
+  if len(first) != len(second):
     return None
-  return statistics.bootstrap_interval(gained)
+  return statistics.graded(second - first, (after or {}).get("classes"))
+
+
+def split_difference(
+  after: dict | None, before: dict | None, name: str, key: str = "correct"
+) -> dict | None:
+  """Accuracy gained on a split, problem by problem; None without the same problems in both.
+
+  `key`: what is held against the answers without hints of `before`, "guided_correct" those with.
+  """
+  found = _gained(*(e and e["splits"].get(name) for e in (after, before)), key)
+  return statistics.bootstrap_interval(*found) if found and len(found[0]) else None
+
+
+def _over_groups(groups: list[tuple]) -> dict | None:
+  """The mean over splits of (values, classes), without those that have none."""
+  known = [group for group in groups if len(group[0])]
+  return statistics.mean_of_groups(*zip(*known, strict=True)) if known else None
 
 
 def ood_mean(evaluation: dict, key: str = "correct") -> dict | None:
   """The mean accuracy of the out-of-distribution splits, bootstrapped within each split."""
   splits = [s for name, s in evaluation["splits"].items() if name in OOD and s.get(key)]
-  groups = [g for s in splits if len(g := statistics.graded(_bits(s, key)))]
-  return statistics.mean_of_groups(groups) if groups else None
+  return _over_groups([statistics.graded(_bits(s, key), s.get("classes")) for s in splits])
 
 
 def ood_difference(after: dict, before: dict, key: str = "correct") -> dict | None:
   """The paired difference of that mean; None where a split has not the same problems in both."""
-  groups = []
-  for name, split in after["splits"].items():
-    if name not in OOD or not split.get(key):
-      continue
-    second, first = _bits(split, key), _bits(before["splits"].get(name))
-    if len(first) != len(second):
-      return None
-    if len(gained := statistics.graded(second - first)):
-      groups.append(gained)
-  return statistics.mean_of_groups(groups) if groups else None
+  splits = [name for name, s in after["splits"].items() if name in OOD and s.get(key)]
+  groups = [_gained(after["splits"][s], before["splits"].get(s), key) for s in splits]
+  return None if None in groups else _over_groups(groups)
 
 
 def seconds(run: Run) -> list[tuple[str, int, float, float | None]]:

@@ -29,9 +29,44 @@ def test_interval_covers_the_truth_as_often_as_it_says():
   rng = np.random.default_rng(2)
   hits = 0
   for trial in range(300):
-    got = statistics.bootstrap_interval(rng.random(100) < 0.3, 0.9, 500, seed=trial)
+    got = statistics.bootstrap_interval(
+      rng.random(100) < 0.3, confidence=0.9, resamples=500, seed=trial
+    )
     hits += got["low"] <= 0.3 <= got["high"]
   assert 0.83 < hits / 300 < 0.96
+
+
+def test_classes_are_resampled_whole():
+  rng = np.random.default_rng(7)
+  hits, narrow = 0, 0
+  for trial in range(300):  # 40 classes of 8 problems, right or wrong all together
+    right = np.repeat(rng.random(40) < 0.5, 8)
+    classes = np.repeat(np.arange(40), 8)
+    got = statistics.bootstrap_interval(right, classes, resamples=500, seed=trial)
+    apart = statistics.bootstrap_interval(right, resamples=500, seed=trial)
+    hits += got["low"] <= 0.5 <= got["high"]
+    narrow += apart["low"] <= 0.5 <= apart["high"]
+  assert 0.9 < hits / 300 < 0.99 and narrow / 300 < 0.6
+
+
+def test_class_means_against_a_loop():
+  rng = np.random.default_rng(8)
+  values, classes = rng.random((3, 20)), rng.integers(0, 6, 20)
+  got = statistics.class_means(values, classes, 50, np.random.default_rng(9))
+  known = np.unique(classes)
+  counts = np.random.default_rng(9).multinomial(len(known), [1 / len(known)] * len(known), 50)
+  for draw, means in zip(counts, got, strict=True):
+    rows = [
+      i for c, k in zip(known, draw, strict=True) for i in np.flatnonzero(classes == c).repeat(k)
+    ]
+    np.testing.assert_allclose(means, values[:, rows].mean(1))
+
+
+def test_classes_of_their_own_change_nothing():
+  values = np.random.default_rng(0).random(50)
+  own = statistics.class_numbers([""] * 50)
+  assert statistics.bootstrap_interval(values, own) == statistics.bootstrap_interval(values)
+  assert statistics.class_numbers(["b", "a", "", "b", ""]) == [0, 1, 2, 0, 3]
 
 
 def test_constant_values_have_no_width_and_seeds_repeat():
@@ -106,6 +141,7 @@ def test_stratified_iqm_never_mixes_tasks():
     (lambda: statistics.bootstrap_interval([]), "at least one value"),
     (lambda: statistics.bootstrap_interval([1, 0], confidence=95), r"95 must lie in \(0, 1\)"),
     (lambda: statistics.paired_difference([1, 0], [1]), "got 2 and 1"),
+    (lambda: statistics.bootstrap_interval([1, 0], [0]), "each of 2 values needs a class, got 1"),
     (lambda: statistics.mean_of_groups([]), "at least one group"),
     (lambda: statistics.mean_of_groups([[1], []]), "at least one value"),
     (lambda: statistics.stratified_iqm([0.1, 0.2]), r"\[runs, tasks\], got shape \(2,\)"),

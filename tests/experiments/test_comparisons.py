@@ -11,6 +11,7 @@ from experiments import runs, tables
 from experiments.cost_table import run as cost_table
 from experiments.method_table import methods, verifiers
 from experiments.method_table.run import main as method_table
+from sgpo.data import make_dataset
 
 SPLITS = ("id", "num", "lex", "distract", "len", "comp", "cls", "cross")
 
@@ -23,7 +24,8 @@ def make_record(name, seed, share, n=40, **arms):
   known = dict(own=0.6, sibling=0.5, none=0.3, wrong=0.1, shuffled=0.1, answer_only=0.0)
   cost = dict.fromkeys(runs.COSTS, 2e6)
   return {
-    "name": name, "seed": seed, "stage": "sgpo", "options": [], "start": "cold", "git": "abc",
+    "name": name, "seed": seed, "stage": "sgpo", "config": "configs/word_problems.py",
+    "options": [f"--config.eval.problems={n}"], "start": "cold", "git": "abc",
     "steps": 2, "seconds": 1.0, "cost": cost, "critic": {}, "sts": 0.2,
     "splits": {s: split for s in SPLITS},
     "arms": {**known, "class_prior": 0.05, **arms},
@@ -90,7 +92,7 @@ def test_differences_are_paired_by_seed():
   d = tables.summary(found["sgpo"], "in distribution", found["grpo"])
   assert d["mean"] == pytest.approx(0.1)
   assert 0 <= d["low"] < 0.1 < d["high"] < 0.25  # problems vary, seeds do not: 4 of 40 differ
-  i = tables.interval(tables.correct(found["sgpo"], ("len", "comp")))
+  i = tables.over(found["sgpo"], ("len", "comp"))
   assert i["mean"] == pytest.approx(0.6) and i["low"] < 0.45 < 0.75 < i["high"]
   assert tables.best(found, ["grpo", "sgpo"], "in distribution") == "sgpo"
   for seed, x in enumerate(noise):
@@ -104,9 +106,20 @@ def test_intervals_of_independent_runs_cover():
   inside = 0
   for _ in range(60):
     p = np.clip(0.5 + 0.02 * rng.normal(size=5), 0, 1)
-    i = tables.interval((rng.random((5, 1, 400)) < p[:, None, None]).astype(float), 400)
+    right = (rng.random((5, 1, 400)) < p[:, None, None]).astype(float)
+    i = tables.interval(right, [range(400)], 400)
     inside += i["low"] <= 0.5 <= i["high"]
   assert inside >= 50  # of 60, 57 expected
+
+
+def test_problems_of_a_class_are_resampled_together():
+  record = make_record("sgpo", 0, 0.5)
+  dataset = make_dataset(runs.configured(record["config"], record["options"]).data)
+  plans = [dataset.problem("cls", i).plan for i in range(40)]
+  classes = runs.classes(record, "cls")
+  assert len({*zip(classes, plans, strict=True)}) == len({*classes}) == len({*plans}) < 40
+  with pytest.raises(ValueError, match="sgpo of seed 0 has 40 of 41 problems of cls"):
+    runs.classes(record | {"options": ["--config.eval.problems=41"]}, "cls")
 
 
 def test_no_table_where_a_control_does_not_fail():

@@ -64,7 +64,9 @@ def test_arms_share_out_the_bank():
 
 def made(name, marks):
   """What `measure` gives of a run, the same marks on both splits."""
-  row = lambda text: dict(correct=text, hinted=0.5, plan=0.25, truncated=0.0)
+  row = lambda text: dict(
+    correct=text, hinted=0.5, plan=0.25, truncated=0.0, classes=[*range(len(text))]
+  )
   arms = {arm: row(text) for arm, text in marks.items()}
   active = {arm: 10 * i for i, arm in enumerate(marks)}
   return {"run": name, "git": "abc", "active": active, "splits": dict(cross=arms, comp=arms)}
