@@ -22,6 +22,7 @@ MEASURES = {  # heads for which a run gives one number: how to read it off its r
 }
 # What a comparison tells of each method, and on which splits.
 HEADS = COLUMNS | {"right plans": COLUMNS["structure"], "transfer score": ("cls",)}
+FEW = 5  # runs, below which single values are shown instead of an interval over them
 CHANCE = 0.1  # what answers without working, or without reading, may reach
 Results = dict[str, list[dict]]  # records by name, one a seed in the same order
 
@@ -66,8 +67,15 @@ def single(records: list[dict], head: str) -> np.ndarray:
 
 
 def _over_seeds(values_R: np.ndarray) -> dict:
-  """Interquartile mean of one number a run, with a 95% interval of a bootstrap over the runs."""
-  return statistics.stratified_iqm(values_R[:, None])
+  """Interquartile mean of one number a run, with a 95% interval of a bootstrap over the runs.
+
+  Fewer than FEW runs are no sample to resample: the interval is their range, and they stand in it.
+  """
+  if len(values_R) >= FEW:
+    return statistics.stratified_iqm(values_R[:, None])
+  mean = statistics.interquartile_mean(values_R)
+  values = [float(v) for v in values_R]
+  return {"mean": mean, "low": min(values), "high": max(values), "values": values}
 
 
 def over(records: list[dict], splits: tuple[str, ...], other: list[dict] | None = None) -> dict:
@@ -89,9 +97,11 @@ def summary(records: list[dict], head: str, other: list[dict] | None = None) -> 
 
 
 def cell(i: dict) -> str:
-  """0.81 [0.78, 0.85]; 0.81 where one number has no interval."""
+  """0.81 [0.78, 0.85]; 0.81 (0.78, 0.85) with single runs; 0.81 where there is but one number."""
   if i["low"] == i["high"]:
     return f"{i['mean']:.3f}"
+  if "values" in i:
+    return f"{i['mean']:.3f} ({', '.join(f'{v:.3f}' for v in i['values'])})"
   return f"{i['mean']:.3f} [{i['low']:.3f}, {i['high']:.3f}]"
 
 
@@ -141,7 +151,8 @@ def accuracy(results: Results) -> str:
   return (
     "Right plans are those of the structure splits. Their intervals and those of the transfer "
     "score are over seeds alone: they hold for these problems, and are too narrow even with five "
-    "seeds.\n\n" + rows(["method", *HEADS, "truncated", "unparsed"], body)
+    f"seeds. Of fewer than {FEW} seeds each one's number stands in parentheses instead.\n\n"
+    + rows(["method", *HEADS, "truncated", "unparsed"], body)
   )
 
 

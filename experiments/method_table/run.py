@@ -89,7 +89,11 @@ def header(
   args: argparse.Namespace, found: tables.Results, module: str, more: Iterable[str] = ()
 ) -> str:
   """By what a table was made."""
-  commits = sorted({r["git"] for records in found.values() for r in records})
+  made = {}  # the names of what each commit ran
+  for name, records in found.items():
+    for commit in {r["git"] for r in records}:
+      made.setdefault(commit, []).append(name)
+  commits = ", ".join(f"{commit} ({', '.join(made[commit])})" for commit in sorted(made))
   seconds = sum(r["seconds"] for records in found.values() for r in records)
   n = next(iter(found.values()))[0]["splits"]["id"]["n"]
   flags = [f"--preset={args.preset}", f"--seeds={','.join(map(str, args.seeds))}"]
@@ -99,11 +103,10 @@ def header(
   flags += more
   return (
     f"Made by `python -m experiments.{module}.run {' '.join(flags)}` on {args.config}, "
-    f"from runs at {', '.join(commits)}: {len(args.seeds)} seeds, {n} problems a split, "
-    "greedy, without hints. "
-    "Interquartile means over the seeds of a column's mean over its splits; 95% intervals of a "
-    "bootstrap over seeds and problems, too narrow with fewer than five seeds. The steps of these "
-    f"runs took {seconds / 3600:.1f} core hours.\n"
+    f"from runs at {commits}. {len(args.seeds)} seeds, {n} problems a split, greedy, without "
+    "hints. Interquartile means over the seeds of a column's mean over its splits; 95% intervals "
+    "of a bootstrap over seeds, and over classes with all of their problems, too narrow with fewer than "
+    f"five seeds. The steps of these runs took {seconds / 3600:.1f} core hours.\n"
   )
 
 
@@ -128,6 +131,8 @@ def report(args: argparse.Namespace, found: tables.Results) -> str:
     winners = {c: tables.best(found, baselines, c) for c in tables.HEADS}
     out.append("The best baseline: " + ", ".join(f"{c} {n}" for c, n in winners.items()) + ".\n")
     out.append(tables.differences(found, "sgpo", [methods.COLD, *baselines]))
+  if {"grpo", "grpo_bare"} <= {*found}:  # what writing strategies is worth to one method
+    out.append(tables.differences(found, "grpo_bare", ["grpo"]))
   out += ["Every split, with the share of right plans:\n", tables.splits_table(found)]
   out += ["Arms and controls of the transfer score:\n", tables.arms(found)]
   out += ["What the runs took, each behind the same cold start:\n", tables.costs(found)]

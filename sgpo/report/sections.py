@@ -77,7 +77,8 @@ def splits(run: summary.Run) -> str:
       f"{code(run.stages[-1])}; differences are taken problem by problem."
     )
   intro = note(
-    f"Greedy decoding, 95% bootstrap intervals (one without width: all or none came out right). "
+    f"Greedy decoding, 95% intervals of a bootstrap over classes (one without width: all or none "
+    f"came out right). "
     f"{which} Nothing is taken from the bank unless the column says so."
   )
   header = (

@@ -98,7 +98,8 @@ def test_differences_are_paired_by_seed():
   for seed, x in enumerate(noise):
     found["sgpo"][seed]["sts"], found["grpo"][seed]["sts"] = x + 0.1, x
   d = tables.summary(found["sgpo"], "transfer score", found["grpo"])
-  assert list(d.values()) == pytest.approx([0.1, 0.1, 0.1])
+  assert [d["mean"], *d["values"]] == pytest.approx([0.1] * 4)
+  assert tables.cell({**d, "low": 0.0}) == "0.100 (0.100, 0.100, 0.100)"
 
 
 def test_intervals_of_independent_runs_cover():
