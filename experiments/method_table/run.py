@@ -105,8 +105,8 @@ def header(
     f"Made by `python -m experiments.{module}.run {' '.join(flags)}` on {args.config}, "
     f"from runs at {commits}. {len(args.seeds)} seeds, {n} problems a split, greedy, without "
     "hints. Interquartile means over the seeds of a column's mean over its splits; 95% intervals "
-    "of a bootstrap over seeds, and over classes with all of their problems, too narrow with fewer than "
-    f"five seeds. The steps of these runs took {seconds / 3600:.1f} core hours.\n"
+    "of a bootstrap over seeds, and over classes with all of their problems, too narrow with fewer "
+    f"than five seeds. The steps of these runs took {seconds / 3600:.1f} core hours.\n"
   )
 
 
