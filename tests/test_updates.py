@@ -39,6 +39,23 @@ def test_bfloat16_gradients_are_float32_and_near_those_of_float32(model, pieces)
   assert 0 < error < 0.02
 
 
+def test_bfloat16_embeddings_have_gradients_of_all_their_uses(model):
+  tokens = jnp.zeros((512, 16), jnp.int32)  # 8,192 uses of one token
+  params = transformer.make_lm(model, V).init(jax.random.key(0))
+
+  def gradient(dtype):
+    lm = transformer.make_lm(dataclasses.replace(model, dtype=dtype), V)
+    length = jnp.full(len(tokens), tokens.shape[1])
+    hidden = lambda params: lm.prefill(params, tokens, length)[0].astype(jnp.float32)
+    loss = lambda params, _: (hidden(params)[..., 0].sum(), {})
+    state = TrainState(step=0, params=params, opt_state=(), reference=(), bank=(), skipped=0)
+    grads = updates.policy_gradients(loss, state, lm, config_lib.Config(), tokens, 1)[0]
+    return np.asarray(grads["embed"][0])
+
+  full, half = gradient("float32"), gradient("bfloat16")
+  assert np.linalg.norm(half - full) < 0.03 * np.linalg.norm(full)
+
+
 def test_gradients_of_a_product_are_products_of_the_operands_dtype():
   a, b = jnp.ones((3, 4), jnp.bfloat16), jnp.ones((4, 5), jnp.bfloat16)
   loss = lambda a, b: attention.product("ij,jk->ik", a, b).sum()

@@ -40,7 +40,7 @@ class LM(NamedTuple):
   decode:  (params, prefix, cache, token_BG, position_BG, slot, valid_BGC) -> (hidden_BGD, cache);
            writes slot `slot` of the cache (per-layer KV behind [B, K, G]) and attends to the valid
   logits:  (params, hidden) -> float32 [..., V]
-  cast:    (params) -> params in the dtype of activations, but for norms
+  cast:    (params) -> params in the dtype of activations, but for norms and the embedding table
   split:   (params) -> these as `decode` wants them: one subtree a layer, matrices joined where
            they are one product. Done once, outside of the sampling loop, from which not every
            compiler would move it
@@ -146,7 +146,7 @@ class Layer(nn.Module):
 
 def embed_tokens(config: config_lib.Model, table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
   """Rows of the embedding table, in the dtype of activations."""
-  x = table_VD.astype(config.dtype)[tokens]
+  x = table_VD[tokens].astype(config.dtype)  # in this order gradients add up in the table's dtype
   return x * jnp.asarray(config.width**0.5, x.dtype) if config.scale_embedding else x
 
 
@@ -220,8 +220,10 @@ def _logits(config: config_lib.Model, params, hidden):
 
 
 def _cast(config: config_lib.Model, params):
+  # The table's gradient is a sum over all uses of a token: in bfloat16 it stalls behind hundreds.
+  kept = lambda name: name.endswith("norm") or name == "embed"
   named = jax.tree_util.tree_map_with_path
-  return named(lambda at, x: x if at[-1].key.endswith("norm") else x.astype(config.dtype), params)
+  return named(lambda at, x: x if kept(at[-1].key) else x.astype(config.dtype), params)
 
 
 def _split(config: config_lib.Model, params):
@@ -229,7 +231,8 @@ def _split(config: config_lib.Model, params):
   layers = dict(params["layers"])
   for name, (join, parts) in JOINED.items():
     layers[name] = join(*(layers.pop(part) for part in parts))
-  return {**params, "layers": _unstack(layers, config.layers)}
+  embed = params["embed"].astype(config.dtype)  # cast once, not for each token
+  return {**params, "embed": embed, "layers": _unstack(layers, config.layers)}
 
 
 def make_lm(config: config_lib.Model, vocab: int) -> LM:
