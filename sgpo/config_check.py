@@ -14,7 +14,7 @@ _POSITIVE = (
   "sgpo.epochs sgpo.microbatches sft.microbatches eval.problems eval.batch eval.transfer_pairs "
   "eval.prompt eval.strategy eval.execution checkpoint.every checkpoint.keep log_every "
   "data.vocab_size data.worked_examples sft.learning_rate sgpo.learning_rate bank.min_trials "
-  "data.codes lora.alpha bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p "
+  "data.codes sgpo.eps lora.alpha bank.bandwidth sft.clip sgpo.clip model.unroll sampling.top_p "
   "model.rope.theta model.rope.factor model.rope.slow model.rope.original model.norm_eps"
 ).split()
 _NOT_NEGATIVE = (
@@ -23,7 +23,7 @@ _NOT_NEGATIVE = (
   "sampling.temperature sampling.top_k sgpo.kl seed sft.warmup sgpo.warmup bank.bootstrap "
   "sgpo.clip_low sgpo.clip_high lora.rank model.window model.global_every model.attention_cap "
   "model.logit_cap model.query_scale model.rope.local_theta model.rope.gain sft.weight_decay "
-  "sgpo.strategy_weight sgpo.eps reward.own reward.transfer reward.form reward.leak "
+  "sgpo.strategy_weight reward.own reward.transfer reward.form reward.leak "
   "reward.agreement reward.faithfulness"
 ).split()
 _SHARES = (
@@ -104,6 +104,15 @@ def check(config: Any) -> None:
       f"config.eval.strategy = {config.eval.strategy} must hold what the bank learnt in "
       f"config.room.strategy = {config.room.strategy}"
     )
+  if config.sgpo.b2 == 1:
+    raise ValueError(
+      "config.sgpo.b2 = 1 keeps no second moment, Adam divides by it; set it below 1"
+    )
+  if (config.room.strategy == 1) != (config.eval.strategy == 1):
+    raise ValueError(
+      f"config.room.strategy = {config.room.strategy} and config.eval.strategy = "
+      f"{config.eval.strategy}: with room for one token there are no strategies; set both to 1"
+    )
   if len(config.mesh) != 2:
     raise ValueError(f"config.mesh = {config.mesh} must have two entries, (data, model)")
   for names, size, key, pieces in batches(config):
@@ -167,6 +176,16 @@ def _check_stages(config: Any) -> None:
       raise ValueError(
         f"config.sgpo.{name} = {value} {what} siblings: set config.sgpo.siblings above 0"
       )
+  if not config.sampling.temperature and (sampled := {*config.stages} - {"sft", "sft_more"}):
+    raise ValueError(
+      f"config.sampling.temperature = 0: stage {min(sampled)!r} compares samples of a group, which "
+      "would all be the same; set it above 0"
+    )
+  if "sgpo" in config.stages and config.reward.faithfulness and config.sgpo.sources == 1:
+    raise ValueError(
+      f"config.reward.faithfulness = {config.reward.faithfulness:g} compares with another family's "
+      "strategy: set config.sgpo.sources above 1, or config.reward.faithfulness=0.0"
+    )
   for name, off, unable in UNREAD:
     stage = next((stage for stage in config.stages if stage in unable), None)
     if stage and (value := get(config, name)):

@@ -60,6 +60,10 @@ def test_default_round_trips():
     ("sgpo.b2", 2.0, "must lie in"),
     ("bank.retrieved", 5000, "exceeds capacity"),
     ("eval.strategy", 16, "config.eval.strategy = 16 must hold"),
+    ("sgpo.b2", 1.0, "set it below 1"),
+    ("sgpo.eps", 0.0, "config.sgpo.eps = 0.0 must be positive"),
+    ("sampling.temperature", 0.0, "stage 'sgpo' compares samples of a group"),
+    ("room.strategy", 1, "set both to 1"),
     ("mesh", (1, 1, 1), "must have two entries"),
   ],
 )
@@ -101,6 +105,10 @@ def test_what_does_not_fit_together_is_named():
   change = dataclasses.replace
   for wrong, message in (
     (change(config, sgpo=config_lib.Sgpo(share=0.5, siblings=0)), "set config.sgpo.siblings above"),
+    (
+      change(config, sgpo=config_lib.Sgpo(sources=1, microbatches=1)),
+      "compares with another family's strategy",
+    ),
     (
       change(config, stages=("prm",), reward=config_lib.Reward(grader="math")),
       "config.reward.grader = 'digits' instead of 'math'",
