@@ -80,6 +80,30 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
   return out
 
 
+def check_start(config: config_lib.Config) -> None:
+  """Refuses to start from a run that has learnt classes which this one takes for unseen.
+
+  Raises:
+    ValueError: its shares of annotated classes, or of annotated and practice classes, are larger.
+  """
+  start = config.init_from
+  if not start or not os.path.exists(os.path.join(start, "config.json")) or folder.is_model(start):
+    return
+  there, mine = read_config(start), config.data
+  other = there.data
+  if other.name != mine.name:
+    return
+  practised = other.practice if {*there.stages} - {"sft", "sft_more"} else 0.0
+  if mine.annotated < other.annotated or (
+    mine.annotated + mine.practice < other.annotated + practised
+  ):
+    raise ValueError(
+      f"config.data.annotated = {mine.annotated:g}, practice = {mine.practice:g}: "
+      f"config.init_from = {start} has learnt classes that would count as unseen here; it had "
+      f"annotated = {other.annotated:g}, practice = {other.practice:g}, set them to these"
+    )
+
+
 def tokenizer_of(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
   """The run's tokenizer: its own, that of what it starts from, or one trained on its data."""
   if os.path.isdir(path := os.path.join(workdir, TOKENIZER)):

@@ -264,6 +264,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
   config = loading.adopt(config, workdir)
   check(config)
   dataset = make_dataset(config.data)
+  loading.check_start(config)
   check_data(config, dataset)  # before the folder: errors leave nothing behind
   if not os.path.exists(os.path.join(workdir, "config.json")):
     pipeline.check_room(dataset, loading.tokenizer_of(config, dataset, workdir), config)

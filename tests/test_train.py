@@ -169,6 +169,14 @@ def test_init_from_takes_parameters_over(finished, tmp_path):
     loading.first_params(run._replace(config=wider))
 
 
+@pytest.mark.parametrize("parts", [dict(annotated=0.1), dict(practice=0.1)])
+def test_a_start_that_has_learnt_held_out_classes_is_refused(finished, tmp_path, parts):
+  data = dataclasses.replace(CONFIG.data, **parts)
+  with pytest.raises(ValueError, match="has learnt classes that would count as unseen here"):
+    train.run(dataclasses.replace(CONFIG, data=data, init_from=finished), str(tmp_path / "x"))
+  assert os.listdir(tmp_path) == []
+
+
 def test_solve_answers_from_a_run(finished):
   out = solve.solve(loading.load(finished), "Tom has 12 cards. Tom loses 5 cards.", 4, seed=0)
   assert len(out["rows"]) == 4
