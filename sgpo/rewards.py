@@ -166,11 +166,13 @@ def operators(tokens_BL: jax.Array, symbols: Symbols) -> tuple[jax.Array, jax.Ar
 def agreement(strategy: Segment, execution: Segment, symbols: Symbols) -> jax.Array:
   """1 where an execution [P, J, G, E] carries out its strategy [P, G, S]: the same operators.
 
-  Plans name operations over placeholders, so carrying one out writes its operators in its order.
-  A strategy without operators is none.
+  Plans name operations over placeholders, so carrying one out writes its operators in its order,
+  before the answer, whose sign is none. A strategy without operators is none.
   """
   planned_PGS, many_PG = operators(strategy.tokens_BL, symbols)
-  done_PJGE, done_PJG = operators(execution.tokens_BL, symbols)
+  answered = jnp.cumsum(execution.tokens_BL == symbols.answer, -1) > 0
+  working = jnp.where(answered, symbols.answer, execution.tokens_BL)
+  done_PJGE, done_PJG = operators(working, symbols)
   n = min(planned_PGS.shape[-1], done_PJGE.shape[-1])
   same = (planned_PGS[:, None, :, :n] == done_PJGE[..., :n]).all(-1)
   same &= (many_PG[:, None] == done_PJG) & (many_PG[:, None] > 0)

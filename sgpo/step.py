@@ -78,7 +78,7 @@ def advantages(r: rewards.Rewards, config: Config) -> tuple[jax.Array, jax.Array
   zero_std_P &= r.transfer_PG.max(1) == r.transfer_PG.min(1)
   strategy_PG = losses.group_advantages(r.reward_PG, 1, c.divide_by_std)
   strategy_PG = jnp.where(zero_std_P[:, None], 0.0, strategy_PG)
-  execution_PGJ = r.credit_PGJ
+  execution_PGJ = r.credit_PGJ * r.graded_PGJ  # what could not be graded has its group's mean there
   if c.execution_baseline:
     execution_PGJ = losses.group_advantages(r.credit_PGJ, 1, c.divide_by_std)
   return strategy_PG, execution_PGJ, zero_std_P
@@ -98,7 +98,10 @@ def taught(
   return policy.Taught(spread(tokens_FS), spread(length_F), spread(bound_F))
 
 
-def update(state, families, rollout, r: rewards.Rewards, *, lm, optimizer, config, symbols):
+def update(
+  state: TrainState, families: Families, rollout: policy.Rollout, r: rewards.Rewards, *,
+  lm: LM, optimizer: optax.GradientTransformation, config: Config, symbols: Symbols,
+) -> tuple[TrainState, dict]:  # fmt: skip
   """The policy's updates by the rewards of a rollout. Returns (state, metrics)."""
   advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config)
   reference = None
@@ -119,10 +122,10 @@ def remember(
   state: TrainState,
   families: Families,
   retrieval: Retrieval,
-  rollout,
+  rollout: policy.Rollout,
   r: rewards.Rewards,
   config: Config,
-):
+) -> tuple[TrainState, dict]:
   """Credits the retrieved, admits the proven, evicts the useless. Returns (state, metrics)."""
   c = config.bank
   if not c.capacity:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+INT32 = 2**31 - 1  # the largest number that arrays hold
 NO_NUMBER = -1  # fills `numbers_PJM` behind a question's last number
 NO_SOURCE = -1  # a bank entry without a known source problem
 

@@ -62,6 +62,9 @@ def test_no_leak_finds_answer_and_numbers(symbols):
   s = segment(["xx", "x31", "12x", "x1x2x", "x123"], symbols, [False] * 5)
   got = rewards.no_leak(s, jnp.array([31]), jnp.array([[12, 40, NO_NUMBER]]), symbols)
   np.testing.assert_array_equal(got, [[1, 0, 0, 1, 1]])
+  text = jnp.array([NO_NUMBER])  # an answer that is an expression
+  got = rewards.no_leak(s, text, jnp.array([[12, NO_NUMBER, NO_NUMBER]]), symbols)
+  np.testing.assert_array_equal(got, [[1, 1, 0, 1, 1]])
 
 
 def test_grade_compares_with_each_rows_answer(symbols):
@@ -83,7 +86,8 @@ def test_agreement_compares_operators_in_order(symbols):
   plan = jnp.array([[[30, s.mul, 30, 31, s.sub, 30, s.execute, 0]] * 4])
   zero = jnp.zeros(plan.shape)
   strategy = Segment(plan, zero, jnp.full((1, 4), 7), zero > 0, zero[..., 0] > 0)
-  rows = [[s.mul, 8, s.sub, 9], [s.sub, 8, s.mul, 9], [s.mul, 8, 8, 9], [s.mul, s.sub, s.sub, 9]]
+  rows = [[s.mul, s.sub, s.answer, s.sub], [s.sub, 8, s.mul, 9], [s.mul, 8, s.answer, s.sub],
+          [s.mul, s.sub, s.sub, 9]]  # fmt: skip
   tokens = jnp.array([[rows]])
   zero = jnp.zeros(tokens.shape)
   execution = Segment(tokens, zero, jnp.full((1, 1, 4), 4), zero > 0, zero[..., 0] > 0)

@@ -9,9 +9,7 @@ from decimal import Decimal
 from sgpo import config as config_lib
 from sgpo.data import classes, gsm8k, lines
 from sgpo.graders import numeric
-from sgpo.types import Problem
-
-INT32 = 2**31 - 1
+from sgpo.types import INT32, Problem
 
 
 def _find(path: str, names: tuple[str, ...], what: str) -> str:

@@ -17,10 +17,9 @@ from sgpo.config import Config, Room
 from sgpo.data import strategies
 from sgpo.data.dataset import Dataset
 from sgpo.data.tokenizers import Tokenizer
-from sgpo.types import NO_NUMBER, Examples, Families, Problem
+from sgpo.types import INT32, NO_NUMBER, Examples, Families, Problem
 
 ATTEMPTS = 64  # indices that one row may try before the room counts as too small
-INT32 = 2**31 - 1
 BATCHES = 10**7  # the end of a data set without end
 PROBED = 64  # worked examples whose strategies are measured before a run
 GOLD = 96  # bytes of an answer as text, U
@@ -146,7 +145,7 @@ def family_arrays(
   return Families(
     prompt_PJT=shape(pad(prompts, room.prompt, tokenizer.symbols.pad)),
     length_PJ=shape(np.array([len(ids) for ids in prompts], np.int32)),
-    answer_PJ=shape(np.array([p.answer for p in flat], np.int32)),
+    answer_PJ=shape(np.array([NO_NUMBER if p.answer_text else p.answer for p in flat], np.int32)),
     numbers_PJM=shape(pad(numbers, room.numbers, NO_NUMBER)),
     domain_P=np.array([domains.index(f[0].domain.split("+")[0]) for f in families], np.int32),
     source_P=np.array([f[0].index % INT32 for f in families], np.int32),

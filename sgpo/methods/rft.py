@@ -39,7 +39,7 @@ def loss_fn(
 def kept(rollout: policy.Rollout, correct_PG: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The tokens of correct trajectories that the policy wrote: [P, G, S] and [P, 1, G, E].
 
-  An answer that could not be graded is not correct, though its `correct` is its group's mean.
+  An answer that could not be graded is none of them, whatever stands in for its correctness.
   """
   mask_s, mask_e = objective.loss_masks(rollout)
   return mask_s & (correct_PG == 1)[..., None], mask_e & (correct_PG == 1)[:, None, :, None]
@@ -53,7 +53,8 @@ def learn(
   families, rollout = collected.families, collected.rollout
   params = updates.policy_params(state, config)
   r = rewards.total(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
-  piece = objective.Piece(families, rollout, r.credit_PGJ[:, :, 0], r.credit_PGJ, None)
+  right_PGJ = r.credit_PGJ * r.graded_PGJ
+  piece = objective.Piece(families, rollout, right_PGJ[:, :, 0], right_PGJ, None)
   count = sum(mask.sum() for mask in kept(rollout, piece.advantage_PG))
   bound = partial(loss_fn, count=count, lm=lm, config=config, symbols=symbols)
   pieces = config.sgpo.microbatches
