@@ -7,6 +7,8 @@ The argument is a preset of SIZES. The model's sizes are those of the published 
 which experiments/gsm8k/memory.py states what a step needs; a run takes them from the folder.
 """
 
+from ml_collections import ConfigDict
+
 from sgpo.config import default, suggest
 
 LLAMA3 = dict(theta=500_000.0, scaling="llama3", slow=1.0, fast=4.0, original=8192)
@@ -35,7 +37,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def get_config(preset="qwen3-0.6b"):
+def get_config(preset: str = "qwen3-0.6b") -> ConfigDict:
   """The preset's model, mesh, batch and lengths."""
   if preset not in SIZES:
     raise ValueError(f"unknown preset {preset!r} of configs/gsm8k.py.{suggest(preset, [*SIZES])}")

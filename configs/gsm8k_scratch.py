@@ -6,10 +6,12 @@ The argument is the folder of train.jsonl[.gz] and test.jsonl[.gz]. It shows tha
 to the procedural problems; a model this small answers next to nothing right.
 """
 
+from ml_collections import ConfigDict
+
 from sgpo.config import default
 
 
-def get_config(folder="data/gsm8k"):
+def get_config(folder: str = "data/gsm8k") -> ConfigDict:
   """GSM8K from `folder`."""
   config = default()
   config.model.unroll = 4

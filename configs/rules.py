@@ -5,10 +5,12 @@
 A cold start on worked examples of some rules, then SGPO on rules of which only answers are known.
 """
 
+from ml_collections import ConfigDict
+
 from sgpo.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
   """A cold start and SGPO."""
   config = default()
   config.model.unroll = 4  # all layers: fastest for a model this small

@@ -3,10 +3,12 @@
 python launch.py --config=configs/smoke.py --workdir=runs/smoke
 """
 
+from ml_collections import ConfigDict
+
 from sgpo.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
   """Everything small."""
   config = default()
   config.model.width = 32

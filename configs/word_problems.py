@@ -6,10 +6,12 @@ A cold start on 800 worked examples, then SGPO on problems of which only the ans
 The result stands in runs/demo/report.html.
 """
 
+from ml_collections import ConfigDict
+
 from sgpo.config import default
 
 
-def get_config():
+def get_config() -> ConfigDict:
   """The demo."""
   config = default()
   config.model.unroll = 4  # all layers: fastest for a model this small

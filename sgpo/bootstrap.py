@@ -21,7 +21,7 @@ BATCH = 32  # families at a time
 
 def verify(
   params, families: Families, strategy_PS, length_P, key, *, lm: LM, config: Config, symbols
-):
+) -> jax.Array:
   """Executes a given strategy greedily on each problem of its family: correct_PJ in {0, 1}."""
   P, J, T = families.prompt_PJT.shape
   flat = lambda x: x.reshape(P * J, *x.shape[2:])

@@ -83,7 +83,9 @@ def update(
   return state.replace(critic=critics, skipped=done.skipped), metrics
 
 
-def either(teach_now: jax.Array, teach: Callable, improve: Callable, state: TrainState):
+def either(
+  teach_now: jax.Array, teach: Callable, improve: Callable, state: TrainState
+) -> tuple[TrainState, dict]:
   """`teach(state)` or `improve(state)`; metrics that a side does not have are nan there."""
   names = [jax.eval_shape(side, state)[1] for side in (teach, improve)]
   every = sorted({name for metrics in names for name in metrics})

@@ -22,6 +22,7 @@ import numpy as np
 from sgpo import allocator, files, graders
 from sgpo import config as config_lib
 from sgpo.data import make_dataset, pipeline
+from sgpo.data.dataset import Dataset
 from sgpo.evaluation import statistics
 from sgpo.evaluation.sampling import Loaded, Sample, data_of, load, sample_plain, sample_strategies
 from sgpo.types import Problem
@@ -88,7 +89,7 @@ def summarize(rows: list[dict], samples: int) -> dict:
 # The run.
 
 
-def make_data(text: str, like: config_lib.Data):
+def make_data(text: str, like: config_lib.Data) -> Dataset:
   """The data set of `name:path`, its classes parted as those of `like`.
 
   Raises:

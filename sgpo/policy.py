@@ -50,7 +50,7 @@ class Scores:
   taught_logp: jax.Array | None = None  # [P, J, S], of the strategies of `Taught`
 
 
-def init_params(config: config_lib.Config, vocab_size: int, key: jax.Array):
+def init_params(config: config_lib.Config, vocab_size: int, key: jax.Array) -> dict:
   """Fresh parameters of the configured model. Pure."""
   return transformer.make_lm(config.model, vocab_size).init(key)
 

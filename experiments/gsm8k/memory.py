@@ -37,7 +37,7 @@ def preset_config(preset: str, lora: int) -> config_lib.Config:
   return config_lib.read(config)
 
 
-def abstract_state(config: config_lib.Config):
+def abstract_state(config: config_lib.Config) -> tuple:
   """(method, its state as shapes) of the SGPO stage."""
   method = METHODS["sgpo"](config, None, _Tokens(config.data.vocab_size), None)
   lm = transformer.make_lm(config.model, config.data.vocab_size)

@@ -158,6 +158,7 @@ def differences(correct: Correct) -> dict[str, dict[str, np.ndarray]]:
     for other in (("grpo", "vote"), ("grpo_bare", "vote"), ("cold_bare", "read"),
                   ("grpo_bare", "read"), ("grpo", "verified"), ("cold", "verified"))
   ] + [(("sgpo", way), ("grpo", way)) for way in ("sampled", "read")]  # fmt: skip
+  wanted += [((name, "any"), ("cold", "any")) for name in ("sgpo", "grpo")]
   return {
     f"{a} {way} - {b} {other}": {
       split: correct[a][split][way] - correct[b][split][other] for split in SPLITS

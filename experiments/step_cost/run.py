@@ -11,6 +11,7 @@ import json
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -28,7 +29,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/word_problems.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "timed rounds")
 
 
-def variants(config):
+def variants(config: config_lib.Config) -> dict[str, config_lib.Config]:
   """The configuration with one part of the step left out, by the part's name."""
   change = dataclasses.replace
   return {
@@ -71,7 +72,7 @@ class Variant:
     }
 
 
-def sampling(config, tokenizer, params, families):
+def sampling(config, tokenizer, params, families) -> Callable:
   """The step's rollout alone, as a function of the turn."""
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
   sample = jax.jit(

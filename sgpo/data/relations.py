@@ -10,7 +10,6 @@ operations on purpose. Each relation's last phrasing is held out for the split `
 
 import dataclasses
 
-FORMS = ("add", "sub", "mul", "div", "add_mul", "sub_mul", "mul_add")
 EXCHANGE = "exchange"  # the relation that leads from one domain to another
 ASIDE = "aside"  # a sentence with a number that does not matter
 

@@ -74,7 +74,7 @@ class Solver:
       "truncated": segment.truncated_B[:, 0],
     }
 
-  def hint(self, prompt_BT, length_B):
+  def hint(self, prompt_BT, length_B) -> tuple[jax.Array, jax.Array]:
     """Prompts with strategies from the bank behind them, and their lengths."""
     return self._hint(self.state.reference, self.state.bank, prompt_BT, length_B)
 

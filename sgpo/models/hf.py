@@ -100,7 +100,7 @@ class Files:
         f"{path} is truncated or no safetensors file ({error}); fetch it again"
       ) from None
 
-  def tensor(self, name: str, shape: tuple[int, ...]):
+  def tensor(self, name: str, shape: tuple[int, ...]) -> Any:
     """The tensor, to be sliced by `read`.
 
     Raises:

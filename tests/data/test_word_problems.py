@@ -26,7 +26,8 @@ def test_the_domain_is_as_rich_as_promised():
   known = [r for domain in relations.RELATIONS.values() for r in domain]
   assert len(relations.RELATIONS) >= 3 and len(known) >= 12
   assert all(len(r.phrasings) >= 4 for r in known)
-  assert {r.form for r in known} == set(relations.FORMS)
+  forms = {"add", "sub", "mul", "div", "add_mul", "sub_mul", "mul_add"}
+  assert {r.form for r in known} == forms
   for cue in ("more", "each", "times", "gives", "Then"):
     assert len({r.form for r in known if any(cue in p for p in r.phrasings[:-1])}) >= 2, cue
 
