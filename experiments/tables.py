@@ -14,6 +14,7 @@ COLUMNS = {  # column: splits
   "in distribution": ("id",),
   "variants": ("num", "lex", "distract"),
   "structure": ("len", "comp", "cls", "cross"),
+  "held-out classes": ("cls",),
 }
 ARMS = ("own", "sibling", "none", "wrong", "shuffled", "answer_only", "class_prior")
 MEASURES = {  # heads for which a run gives one number: how to read it off its record
@@ -209,7 +210,7 @@ def picture(results: Results, path: str, marked: tuple[str, ...] = ("sgpo",)) ->
   """A panel a column and measure, a row a method, with intervals and the single runs."""
   style = charts.STYLE | {"axes.grid.axis": "x", "svg.fonttype": "path"}
   with matplotlib.rc_context(style):
-    figure = Figure(figsize=(13, 0.42 * len(results) + 1), layout="constrained")
+    figure = Figure(figsize=(15, 0.42 * len(results) + 1), layout="constrained")
     axes = figure.subplots(1, len(HEADS), sharey=True)
     for axis, (head, splits) in zip(axes, HEADS.items(), strict=True):
       for y, (name, records) in enumerate(results.items()):
