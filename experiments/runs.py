@@ -131,6 +131,8 @@ def record(job: Job, workdir: str) -> dict:
     job.as_json()
     | {
       "git": (run["git"] or "unknown")[:7],
+      "jax": run["versions"]["jax"],
+      "cpu": run.get("cpu"),
       "steps": len(steps),
       "seconds": round(total("perf/step_s"), 1),
       "cost": {name: total(f"cost/{name}") for name in COSTS},

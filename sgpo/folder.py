@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -82,6 +83,19 @@ def make(config: config_lib.Config, workdir: str) -> None:
   files.write_json(path, as_json(config))  # last: with it the folder is a run's
 
 
+def _cpu() -> str:
+  """The processor and how many of its cores may be used: both change how sums are rounded."""
+  name = platform.processor() or platform.machine()
+  if os.path.exists("/proc/cpuinfo"):
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+      facts = dict(line.split(":", 1) for line in file if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    vectors = [v for v in ("avx2", "avx512f") if v in facts.get("flags", "").split()]
+    name = " ".join([facts.get("model name", name), *vectors])
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return f"{name}, {cores} cores"
+
+
 def describe(data: Any, parameters: int) -> dict:
   """What run.json records; `data` is the dataset's fingerprint."""
   versions = {m: __import__(m).__version__ for m in ("jax", "jaxlib", "flax", "optax", "numpy")}
@@ -94,6 +108,8 @@ def describe(data: Any, parameters: int) -> dict:
     "python": sys.version.split()[0],
     "versions": versions,
     "devices": [str(d) for d in jax.devices()],
+    "device_kind": jax.devices()[0].device_kind,
+    "cpu": _cpu(),
     "processes": jax.process_count(),
     "git": git or None,
     "data": data,
