@@ -91,7 +91,8 @@ def picture(results: dict[int, tuple[dict, dict]], path: str) -> None:
       names = [row[0].replace("_", " ") for row in seeds[0]]
       axis.set_yticks(range(len(names)), names)
       axis.set_ylim(len(names) - 0.4, -0.6)
-      axis.set_xlim(-0.02, 1.02)
+      lowest = min(min(row[1]["mean"], row[2]["low"]) for rows in seeds for row in rows)
+      axis.set_xlim(min(0.0, lowest) - 0.02, 1.02)
       axis.set_title(title)
       axis.spines["left"].set_visible(False)
     axis.plot([], [], "o", ms=4, color=charts.BEFORE, label="cold start")
