@@ -96,10 +96,12 @@ def classes(record: dict, split: str) -> list[int]:
   return _classes(config.data, split, e.first, n)
 
 
+_dataset = functools.cache(make_dataset)  # one for all splits
+
+
 @functools.cache
 def _classes(data: config_lib.Data, split: str, first: int, n: int) -> list[int]:
-  dataset = make_dataset(data)
-  plans = [dataset.problem(split, i).plan for i in range(first, first + n)]
+  plans = [_dataset(data).problem(split, i).plan for i in range(first, first + n)]
   return statistics.class_numbers(plans)
 
 

@@ -38,10 +38,10 @@ def scores(records: list[dict], splits: tuple[str, ...]) -> np.ndarray:
   return correct(records, splits).mean((1, 2))
 
 
-def interval(
-  values_RSN: np.ndarray, classes_SN: Sequence[Sequence[int]], resamples: int = 2000
-) -> dict:
-  """Interquartile mean over R runs of the mean over splits and problems, with 95% interval.
+def resampled(
+  values_RSN: np.ndarray, classes_SN: Sequence[Sequence[int | str]], resamples: int
+) -> np.ndarray:
+  """Means over splits and problems of R runs drawn of R, [resamples, R].
 
   The bootstrap resamples runs, and within each split classes with all of their problems, the same
   for all runs, since these are evaluated on the same ones. With fewer than five runs it is too
@@ -52,12 +52,17 @@ def interval(
   means_BR = np.zeros((resamples, R))
   for values_RN, classes_N in zip(values_RSN.swapaxes(0, 1), classes_SN, strict=True):
     means_BR += statistics.class_means(values_RN, classes_N, resamples, rng) / S
-  picked_BR = np.take_along_axis(means_BR, rng.integers(0, R, (resamples, R)), 1)
+  return np.take_along_axis(means_BR, rng.integers(0, R, (resamples, R)), 1)
+
+
+def interval(
+  values_RSN: np.ndarray, classes_SN: Sequence[Sequence[int]], resamples: int = 2000
+) -> dict:
+  """Interquartile mean over R runs of the mean over splits and problems, with 95% interval."""
+  R = len(values_RSN)
   cut = R // 4
-  draws = np.sort(picked_BR, 1)[:, cut : R - cut].mean(1)
-  low, high = np.quantile(draws, [0.025, 0.975])
-  mean = statistics.interquartile_mean(values_RSN.mean((1, 2)))
-  return {"mean": mean, "low": float(low), "high": float(high)}
+  draws = np.sort(resampled(values_RSN, classes_SN, resamples), 1)[:, cut : R - cut].mean(1)
+  return statistics.percentiles(statistics.interquartile_mean(values_RSN.mean((1, 2))), draws)
 
 
 def single(records: list[dict], head: str) -> np.ndarray:

@@ -205,6 +205,11 @@ class Rewards:
   agreement_PG: jax.Array  # mean over the family
   faithfulness_PG: jax.Array
 
+  @property
+  def graded_credit_PGJ(self) -> jax.Array:
+    """Credit without what could not be graded, where a stand-in counts in a group's mean."""
+    return self.credit_PGJ * self.graded_PGJ
+
 
 def _foreign_logp(params, families: Families, rollout, apart: int, *, lm, symbols, temperature):
   """log pi(e | x_0, s') of the sources' executions behind the strategy of a source `apart`."""

@@ -78,7 +78,7 @@ def advantages(r: rewards.Rewards, config: Config) -> tuple[jax.Array, jax.Array
   zero_std_P &= r.transfer_PG.max(1) == r.transfer_PG.min(1)
   strategy_PG = losses.group_advantages(r.reward_PG, 1, c.divide_by_std)
   strategy_PG = jnp.where(zero_std_P[:, None], 0.0, strategy_PG)
-  execution_PGJ = r.credit_PGJ * r.graded_PGJ  # what could not be graded has its group's mean there
+  execution_PGJ = r.graded_credit_PGJ
   if c.execution_baseline:
     execution_PGJ = losses.group_advantages(r.credit_PGJ, 1, c.divide_by_std)
   return strategy_PG, execution_PGJ, zero_std_P
@@ -91,7 +91,7 @@ def taught(
   P, J = families.length_PJ.shape
   members = config.sgpo.siblings + 1 if config.sgpo.pooled else 1
   tokens_FS, length_F, bound_F = rewards.proven(
-    rollout.strategy, (r.credit_PGJ * r.graded_PGJ).sum(-1), r.graded_PGJ.sum(-1), members
+    rollout.strategy, r.graded_credit_PGJ.sum(-1), r.graded_PGJ.sum(-1), members
   )
   # A row of families for each of its `members`, a column for each problem: one of both is 1.
   spread = lambda x: jnp.broadcast_to(x.repeat(members, 0)[:, None], (P, J, *x.shape[1:]))

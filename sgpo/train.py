@@ -72,6 +72,7 @@ def check(config: config_lib.Config) -> None:
         f"config.{names} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
         f"by the mesh's data axis of {data} devices"
       )
+  loading.check_start(config)
 
 
 def check_data(config: config_lib.Config, dataset) -> None:
@@ -264,7 +265,6 @@ def run(config: config_lib.Config, workdir: str) -> str:
   config = loading.adopt(config, workdir)
   check(config)
   dataset = make_dataset(config.data)
-  loading.check_start(config)
   check_data(config, dataset)  # before the folder: errors leave nothing behind
   if not os.path.exists(os.path.join(workdir, "config.json")):
     pipeline.check_room(dataset, loading.tokenizer_of(config, dataset, workdir), config)

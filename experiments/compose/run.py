@@ -84,7 +84,12 @@ def solved(solver: Solver, problems: list, domains, guided: bool) -> dict:
 
 
 def measure(workdir: str, count: int) -> dict:
-  """All arms of a run: {"run", "git", "active": {arm: entries}, "splits": {split: {arm: ...}}}."""
+  """All arms of a run.
+
+  Returns:
+    {"run", "git", "active": {arm: entries}, "classes": {split: those of its problems}, "splits":
+    {split: {arm: ...}}}.
+  """
   loaded = open_run(workdir)
   e = dataclasses.replace(loaded.config.eval, batch=min(BATCH, count))
   config = dataclasses.replace(loaded.config, eval=e)
@@ -95,23 +100,23 @@ def measure(workdir: str, count: int) -> dict:
     arm: int((bank.status_N == bank_lib.ACTIVE).sum()) if bank is not None else 0
     for arm, bank in arms.items()
   }
-  splits = {}
+  splits, classes = {}, {}
   for split in SPLITS:
     problems = [loaded.dataset.problem(split, i) for i in range(count)]
     problems = pipeline.fitting(problems, loaded.tokenizer, solver.room)
     if not problems:
       raise ValueError(f"{workdir}: no problem of {split} fits config.eval.prompt = {e.prompt}")
-    classes = statistics.class_numbers([p.plan for p in problems])
+    classes[split] = statistics.class_numbers([p.plan for p in problems])
     splits[split] = {}
     for arm, bank in arms.items():
       guided = bank is not None
       solver.state = loaded.state.replace(bank=bank) if guided else loaded.state
-      row = solved(solver, problems, domains, guided)
-      splits[split][arm] = row | {"classes": classes}
+      row = splits[split][arm] = solved(solver, problems, domains, guided)
       right = row["correct"].count("1")
       print(f"{workdir} {split} {arm}: {right} of {len(problems)}", flush=True)
   git = files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown"
-  return {"run": os.path.normpath(workdir), "git": git[:7], "active": active, "splits": splits}
+  found = {"run": os.path.normpath(workdir), "git": git[:7], "active": active}
+  return found | {"classes": classes, "splits": splits}
 
 
 def bits(found: list[dict], split: str, arm: str) -> list[np.ndarray]:
@@ -123,7 +128,7 @@ def arm_summary(found: list[dict], split: str, arm: str) -> dict:
   """One arm's means over the runs, its accuracy and its difference to no bank with intervals."""
   groups, bare = bits(found, split, arm), bits(found, split, BARE)
   rows = [run["splits"][split][arm] for run in found]
-  classes = [row["classes"] for row in rows]
+  classes = [run["classes"][split] for run in found]
   gains = [a - b for a, b in zip(groups, bare, strict=True)]
   return {
     "accuracy": statistics.mean_of_groups(groups, classes),

@@ -124,11 +124,8 @@ def interval(values_RN: np.ndarray, rules_N: list[str], resamples: int = 2000) -
 
   The bootstrap resamples runs, and rules with all of their problems.
   """
-  R, rng = len(values_RN), np.random.default_rng(0)
-  means_BR = statistics.class_means(values_RN, rules_N, resamples, rng)
-  draws = np.take_along_axis(means_BR, rng.integers(0, R, (resamples, R)), 1).mean(1)
-  low, high = np.quantile(draws, [0.025, 0.975])
-  return {"mean": float(values_RN.mean()), "low": float(low), "high": float(high)}
+  draws = tables.resampled(values_RN[:, None], [rules_N], resamples).mean(1)
+  return statistics.percentiles(values_RN.mean(), draws)
 
 
 def bounds(count: int, first: int) -> dict[str, tuple[float, float]]:

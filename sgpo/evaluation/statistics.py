@@ -15,7 +15,12 @@ NAN = float("nan")
 FEW = 64  # up to so many distinct values, resampling draws their counts
 
 
-def _interval(mean: float, draws: np.ndarray, confidence: float) -> Interval:
+def percentiles(mean: float, draws: np.ndarray, confidence: float = 0.95) -> Interval:
+  """A mean with the percentile interval of its bootstrap draws.
+
+  Raises:
+    ValueError: a confidence outside (0, 1).
+  """
   if not 0 < confidence < 1:
     raise ValueError(f"confidence = {confidence} must lie in (0, 1), for example 0.95")
   tail = (1 - confidence) / 2
@@ -77,7 +82,7 @@ def bootstrap_interval(
   """
   values_N = _values(values)
   draws = _resampled_means(values_N, classes, resamples, np.random.default_rng(seed))
-  return _interval(values_N.mean(), draws, confidence)
+  return percentiles(values_N.mean(), draws, confidence)
 
 
 def paired_difference(
@@ -116,7 +121,7 @@ def mean_of_groups(
   groups = [_values(g) for g in groups]
   of_group = classes or [None] * len(groups)
   draws = [_resampled_means(g, c, resamples, rng) for g, c in zip(groups, of_group, strict=True)]
-  return _interval(float(np.mean([g.mean() for g in groups])), np.mean(draws, 0), confidence)
+  return percentiles(float(np.mean([g.mean() for g in groups])), np.mean(draws, 0), confidence)
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -149,7 +154,7 @@ def stratified_iqm(
   flat = np.sort(draws.reshape(resamples, -1), axis=1)
   cut = flat.shape[1] // 4
   middle = flat[:, cut : flat.shape[1] - cut].mean(1)
-  return _interval(interquartile_mean(scores_RT), middle, confidence)
+  return percentiles(interquartile_mean(scores_RT), middle, confidence)
 
 
 def graded(

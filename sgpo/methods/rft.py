@@ -53,7 +53,7 @@ def learn(
   families, rollout = collected.families, collected.rollout
   params = updates.policy_params(state, config)
   r = rewards.total(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
-  right_PGJ = r.credit_PGJ * r.graded_PGJ
+  right_PGJ = r.graded_credit_PGJ
   piece = objective.Piece(families, rollout, right_PGJ[:, :, 0], right_PGJ, None)
   count = sum(mask.sum() for mask in kept(rollout, piece.advantage_PG))
   bound = partial(loss_fn, count=count, lm=lm, config=config, symbols=symbols)

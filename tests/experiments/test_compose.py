@@ -64,12 +64,12 @@ def test_arms_share_out_the_bank():
 
 def made(name, marks):
   """What `measure` gives of a run, the same marks on both splits."""
-  row = lambda text: dict(
-    correct=text, hinted=0.5, plan=0.25, truncated=0.0, classes=[*range(len(text))]
-  )
+  row = lambda text: dict(correct=text, hinted=0.5, plan=0.25, truncated=0.0)
   arms = {arm: row(text) for arm, text in marks.items()}
   active = {arm: 10 * i for i, arm in enumerate(marks)}
-  return {"run": name, "git": "abc", "active": active, "splits": dict(cross=arms, comp=arms)}
+  own = [*range(len(marks["no bank"]))]
+  return {"run": name, "git": "abc", "active": active, "classes": dict(cross=own, comp=own),
+          "splits": dict(cross=arms, comp=arms)}  # fmt: skip
 
 
 def test_differences_are_paired_problem_by_problem():
