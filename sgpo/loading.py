@@ -168,7 +168,10 @@ def resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
     return Position(0, 0, None), None
 
   def abstract(meta):
-    return sharding.placed(run.mesh, jax.eval_shape(stage_method(run, meta["stage"]).init, params))
+    state = jax.eval_shape(stage_method(run, meta["stage"]).init, params)
+    if any(path.startswith(".reference") for path in meta["fingerprints"]):
+      state = state.replace(reference=params)  # also where this version would keep none
+    return sharding.placed(run.mesh, state)
 
   state, meta = run.checkpointer.restore(abstract)
   log.info("resuming stage %s at step %d", run.config.stages[meta["stage"]], meta["step"])

@@ -133,7 +133,7 @@ class TrainState:
   step: jax.Array  # int32 []
   params: Any  # what is trained: the model's, or low-rank adapters of `reference`
   opt_state: Any
-  reference: Any  # frozen parameters of the stage's start; () in supervised stages without adapters
+  reference: Any  # frozen parameters of the stage's start, () where no step reads them
   bank: Any  # sgpo.bank.Bank, or () in supervised stages
   skipped: jax.Array  # int32 [], updates skipped for non-finite gradients
   critic: Any = ()  # {name: sgpo.critics.Critic}: models that judge the policy's texts

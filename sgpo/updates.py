@@ -20,6 +20,14 @@ def trained(params: Any, config: Config) -> Any:
   return lora.init(params, config.lora.rank, jax.random.key(config.seed))
 
 
+def frozen(params: Any, config: Config, read: bool = False) -> Any:
+  """The copy of a stage's start that adapters are merged into; without them () if none `read`s it.
+
+  Pure.
+  """
+  return jax.tree.map(jnp.copy, params) if read or config.lora.rank else ()
+
+
 def policy_params(state: TrainState, config: Config) -> Any:
   """The parameters of the policy: those trained, or the reference with its adapters. Pure."""
   if not config.lora.rank:

@@ -38,11 +38,12 @@ def preset_config(preset: str, lora: int) -> config_lib.Config:
 
 
 def abstract_state(config: config_lib.Config) -> tuple:
-  """(method, its state as shapes) of the SGPO stage."""
+  """(method, its state as shapes, number of the model's parameters) of the SGPO stage."""
   method = METHODS["sgpo"](config, None, _Tokens(config.data.vocab_size), None)
   lm = transformer.make_lm(config.model, config.data.vocab_size)
   params = jax.eval_shape(lm.init, jax.random.key(0))
-  return method, jax.eval_shape(method.init, params)
+  number = sum(x.size for x in jax.tree.leaves(params))
+  return method, jax.eval_shape(method.init, params), number
 
 
 def bytes_per_device(state, mesh) -> int:
@@ -66,7 +67,7 @@ def cache_bytes(config: config_lib.Config) -> int:
 
 def compiled_bytes(config: config_lib.Config) -> tuple[int, int]:
   """(arguments, other buffers) of the step compiled for one device of this machine."""
-  method, state = abstract_state(config)
+  method, state, _ = abstract_state(config)
   P, J = config.sgpo.sources, config.sgpo.siblings + 1
   int32 = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")
   families = Families(
@@ -99,8 +100,7 @@ def main() -> int:
   print("|---|---|---|" + "---|" * len(counts))
   for preset in gsm8k.SIZES:
     config = preset_config(preset, args.lora)
-    _, state = abstract_state(config)
-    number = sum(x.size for x in jax.tree.leaves(state.reference))
+    _, state, number = abstract_state(config)
     meshes = [jax.sharding.AbstractMesh((n, 1), ("data", "model")) for n in counts]
     cells = [f"{bytes_per_device(state, mesh) / GIB:.1f} GiB" for mesh in meshes]
     print(

@@ -198,4 +198,9 @@ def learn(
 
 def make(config: Config, dataset, tokenizer, mesh) -> Method:
   """Binds RLHF to a configuration."""
-  return judged.make(learn, ("reward", "value"), config, dataset, tokenizer, mesh)
+  method = judged.make(learn, ("reward", "value"), config, dataset, tokenizer, mesh)
+
+  def init(params) -> TrainState:  # whatever config.sgpo.kl: divergence is part of the reward
+    return method.init(params).replace(reference=updates.frozen(params, config, True))
+
+  return method._replace(init=init)

@@ -71,12 +71,11 @@ def schedule(learning_rate: float, warmup: int, steps: int) -> optax.Schedule:
 
 
 def initial_state(params, optimizer: optax.GradientTransformation, config: Config) -> TrainState:
-  """A state without bank, and without reference unless adapters need it. Pure."""
+  """A state without bank. Pure."""
   zero, trained = jnp.zeros((), jnp.int32), updates.trained(params, config)
-  reference = jax.tree.map(jnp.copy, params) if config.lora.rank else ()
   return TrainState(
-    step=zero, params=trained, opt_state=optimizer.init(trained), reference=reference, bank=(),
-    skipped=zero,
+    step=zero, params=trained, opt_state=optimizer.init(trained),
+    reference=updates.frozen(params, config), bank=(), skipped=zero,
   )  # fmt: skip
 
 

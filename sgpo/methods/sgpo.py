@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -58,11 +57,13 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
     if config.bank.capacity:
       bank = policy.empty_bank(config)
     trained = updates.trained(params, config)
+    # The start embeds the bank's queries, and a KL term is measured from it.
+    start_read = bool(config.bank.capacity or c.kl)
     return TrainState(
       step=zero,
       params=trained,
       opt_state=optimizer.init(trained),
-      reference=jax.tree.map(jnp.copy, params),
+      reference=updates.frozen(params, config, start_read),
       bank=bank,
       skipped=zero,
     )

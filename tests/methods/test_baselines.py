@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import objective, policy, rewards, step, types
+from sgpo import loading, objective, policy, rewards, sharding, step, types
+from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
 from sgpo.data.tokenizers import Tokenizer
-from sgpo.methods import grpo, rft, sft
+from sgpo.methods import grpo, registry, rft, sft
 from sgpo.models import transformer
 from tests.test_step import CORRECT, G, K, P, V, config, fake_rollout, make_families  # noqa: F401
 
@@ -46,6 +48,39 @@ def test_grpo_pays_the_outcome_to_the_whole_trajectory(flat, symbols):
   assert zero.tolist() == [len(set(row)) == 1 for row in correct.tolist()]
   gated = dataclasses.replace(config, reward=dataclasses.replace(config.reward, coherent=True))
   assert grpo.outcome_only(gated).reward == gated.reward  # the one part of coherence that is kept
+
+
+@pytest.mark.parametrize(
+  "name, changes, kept",
+  [
+    ("sft", {}, False),
+    ("sft", {"lora.rank": 2}, True),
+    ("grpo", {}, False),  # whatever bank the configuration has: there is none
+    ("grpo", {"sgpo.kl": 0.1}, True),
+    ("prm", {}, False),
+    ("rlhf", {}, True),
+    ("sgpo", {}, True),
+    ("sgpo", {"bank.capacity": 0}, False),
+  ],
+)
+def test_a_copy_of_the_start_is_kept_where_a_step_reads_it(name, changes, kept, symbols, tmp_path):
+  values = config_lib.default()
+  values.update_from_flattened_dict({"bank.capacity": 8} | changes)
+  changed = config_lib.read(values)
+  tokenizer = SimpleNamespace(vocab_size=V, symbols=symbols)
+  method = registry.METHODS[name](changed, None, tokenizer, None)
+  params = policy.init_params(changed, V, jax.random.key(0))
+  state = jax.jit(method.init)(params)
+  assert bool(jax.tree.leaves(state.reference)) is kept
+  if not changed.lora.rank:  # a checkpoint that has one where this version keeps none is read
+    checkpointer = Checkpointer(str(tmp_path))
+    checkpointer.save(1, state.replace(reference=params), {"stage": 0, "step": 1, "data": None})
+    run = SimpleNamespace(
+      checkpointer=checkpointer, mesh=sharding.make_mesh((1, 1)), dataset=None, tokenizer=tokenizer,
+      config=dataclasses.replace(changed, stages=(name,)),
+    )  # fmt: skip
+    _, restored = loading.resume(run, jax.eval_shape(lambda: params))
+    jax.tree.map(np.testing.assert_array_equal, restored.reference, params)
 
 
 def test_expert_iteration_imitates_correct_trajectories_alone(flat, symbols):
