@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgpo import bank as bank_lib
-from sgpo import bank_io, policy, rewards
+from sgpo import bank_io, policy, rewards, sharding
 from sgpo.config import Config
 from sgpo.data import pipeline, strategies
 from sgpo.models.transformer import LM
@@ -70,6 +70,7 @@ def from_file(
     ValueError: names the line that is broken, or a problem that does not fit its room.
   """
   fits = lambda question: len(tokenizer.encode_prompt(question)) <= config.room.prompt
+  vectors = jax.jit(partial(policy.embed, lm))
 
   def embed(questions: list[str]) -> np.ndarray:
     ids = [tokenizer.encode_prompt(question) for question in questions]
@@ -79,8 +80,14 @@ def from_file(
           f"{config.bank.file}: the problem {question[:40]!r} takes {len(tokens)} tokens, "
           f"config.room.prompt is {config.room.prompt}; shorten it or raise the room"
         )
-    tokens_BT = pipeline.pad(ids, config.room.prompt, tokenizer.symbols.pad)
-    return np.asarray(policy.embed(lm, params, tokens_BT, np.array([len(row) for row in ids])))
+    out = []
+    for start in range(0, len(ids), BATCH):
+      chunk = ids[start : start + BATCH]
+      filled = chunk + [chunk[-1]] * (BATCH - len(chunk))
+      tokens_BT = pipeline.pad(filled, config.room.prompt, tokenizer.symbols.pad)
+      made = vectors(params, tokens_BT, np.array([len(row) for row in filled]))
+      out.append(sharding.to_host(made)[: len(chunk)])
+    return np.concatenate(out)
 
   empty = policy.empty_bank(config)
   return bank_io.import_jsonl(

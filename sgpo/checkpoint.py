@@ -7,12 +7,14 @@ leaf. Flipped bytes restore silently otherwise.
 import dataclasses
 import itertools
 import logging
+import math
 import os
 import shutil
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -22,12 +24,18 @@ _DELETED = "todelete"
 
 
 def _fingerprint(x: jax.Array) -> jax.Array:
-  """A uint32 hash of an array's bits, independent of how it is sharded."""
+  """A uint32 hash of an array's bits, independent of how it is sharded.
+
+  Places are counted along the axes: flattened, an array of two sharded axes would be gathered.
+  """
   if x.dtype == bool:
     x = x.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-  bits = bits.ravel().astype(jnp.uint32)
-  place = jax.lax.iota(jnp.uint32, bits.size)
+  bits = bits.astype(jnp.uint32)
+  place = jnp.zeros(x.shape, jnp.uint32)
+  for axis in range(x.ndim):
+    stride = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+    place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
   mixed = (bits ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
   return (mixed ^ (mixed >> 15)).sum(dtype=jnp.uint32)
 
@@ -143,6 +151,8 @@ class Checkpointer:
         self._broken = broken
         return result
       except Exception as error:  # noqa: BLE001  whatever a broken file raises
+        if "RESOURCE_EXHAUSTED" in str(error):  # a device's memory, not the checkpoint
+          raise
         broken.append(step)
         reason = f"{type(error).__name__}: {str(error)}".splitlines()[0]
         problems.append(f"step {step}: {reason[:200]}")

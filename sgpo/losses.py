@@ -52,5 +52,5 @@ def kl_divergence(
   logp: jax.Array, reference_logp: jax.Array, mask: jax.Array, count: jax.Array | None = None
 ) -> jax.Array:
   """KL(pi || ref) by the non-negative estimator exp(d) - 1 - d, d = log ref - log pi, in nats."""
-  d = reference_logp - logp
+  d = jnp.where(mask, reference_logp - logp, 0.0)  # exp of what does not count may be infinite
   return masked_mean(jnp.exp(d) - 1 - d, mask, count)

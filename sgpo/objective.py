@@ -85,7 +85,9 @@ def policy_loss(
   metrics = {
     "train/strategy_loss": strategy_loss,
     "train/execution_loss": execution_loss,
-    "train/clip_frac": (strategy_clip + execution_clip) / 2,
+    "train/clip_frac": (
+      (strategy_clip * count_s + execution_clip * count_e) / jnp.maximum(count_s + count_e, 1)
+    ),
     "train/strategy_entropy": losses.masked_mean(scores.strategy_entropy, mask_s, count_s),
     "train/entropy": losses.masked_mean(scores.execution_entropy, mask_e, count_e),
     "train/logp_diff": losses.masked_mean(difference, mask_e, count_e),

@@ -192,7 +192,8 @@ def rollout_metrics(retrieval: Retrieval, rollout, r: rewards.Rewards, siblings:
   }
   out["rollout/guided_gain"] = out["rollout/guided_accuracy"] - out["rollout/unguided_accuracy"]
   if siblings:
-    out["rollout/transfer"] = r.transfer_PG.mean()
+    # of those that others tried, too: elsewhere their own answers stand in
+    out["rollout/transfer"] = _mean_where(r.transfer_PG, f32(r.trials_PG > 0))
     out["rollout/trials"] = r.trials_PG.mean()
   return out
 

@@ -49,6 +49,24 @@ def check(config: config_lib.Config) -> None:
       raise ValueError(f"unknown method {stage!r} in config.stages.{hint}")
   if len(set(config.stages)) < len(config.stages):
     raise ValueError(f"config.stages = {config.stages} names a method twice; files are by its name")
+  for stage in config.stages:
+    if stage in ("rlhf", "prm") and not config.critic.steps:
+      raise ValueError(
+        f"config.critic.steps = 0: the model by which stage {stage!r} pays would learn nothing"
+      )
+  for stage in config.stages[1:]:
+    if not (config.sft if stage == "sft" else config.sgpo).steps:
+      raise ValueError(
+        f"config.stages = {config.stages}: stage {stage!r} has no steps, and would leave no "
+        "checkpoint behind the stage before it; leave it out, or start it with config.init_from"
+      )
+  for name in ("template", "chat"):
+    asked = getattr(config.data, name)
+    if asked != getattr(config_lib.Data(), name) and not config.init_from:
+      raise ValueError(
+        f"config.data.{name} = {asked!r} is for the tokenizer of a model folder: give one as "
+        "config.init_from"
+      )
   mesh = sharding.make_mesh(config.mesh)
   if config.bank.capacity % mesh.size:
     raise ValueError(
@@ -160,9 +178,9 @@ def _save(
 
 
 def first_state(run: loading.Run, method: Method, params: Any) -> TrainState:
-  """A stage's state at its start, on the mesh."""
+  """A stage's state at its start, on the mesh. The parameters are its own from then on."""
   shardings = sharding.state_shardings(run.mesh, jax.eval_shape(method.init, params))
-  state = jax.jit(method.init, out_shardings=shardings)(params)
+  state = jax.jit(method.init, out_shardings=shardings, donate_argnums=0)(params)
   return jax.device_put(method.prepare(state), shardings)
 
 
@@ -218,6 +236,8 @@ def run_stage(
         began = time.perf_counter()
       if stop:
         raise Interrupted(caught[0], f"--workdir={run.workdir}")
+    if not method.steps:
+      _save(run, state, stage, 0, offset, batches.get_state())
   finally:
     cleanup.close()
     progress.close()
@@ -299,6 +319,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
         method = loading.stage_method(r, stage)
         if state is None:
           state = first_state(r, method, params)
+        params = None  # or they would be held beside those in training
         state = run_stage(r, state, position, offset, caught)
         offset += method.steps
         state = loading.merged(state, config)

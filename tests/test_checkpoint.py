@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sgpo import checkpoint, sharding
 from sgpo.checkpoint import Checkpointer, fingerprints
 
 
@@ -68,6 +69,16 @@ def test_another_shape_is_refused(tmp_path):
   other = lambda _: {**abstract(None), "w": jax.ShapeDtypeStruct((32, 64), jnp.float32)}
   with pytest.raises(ValueError, match="no checkpoint that can be read"):
     Checkpointer(str(tmp_path)).restore(other)
+
+
+def test_fingerprints_do_not_gather_what_is_sharded():
+  mesh = sharding.make_mesh((4, 2))
+  placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model", "data"))
+  x = jax.random.normal(jax.random.key(0), (3, 64, 128))
+  sharded = jax.device_put(x, placed)
+  assert fingerprints({"x": sharded}) == fingerprints({"x": x})
+  compiled = checkpoint._fingerprints.lower([sharded]).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 2 * x.nbytes / 8
 
 
 def test_fingerprints_see_one_bit_and_the_order():

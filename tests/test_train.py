@@ -149,12 +149,31 @@ def test_no_permission_is_said(tmp_path):
     ({"data": config_lib.Data(name="gsm8k", path="nowhere")}, "nowhere"),
     ({"model": dataclasses.replace(CONFIG.model, attention="cudnn", dtype="bfloat16")}, "needs an"),
     ({"data": config_lib.Data(name="word_problem")}, 'Did you mean "word_problems"'),
+    ({"stages": ("prm",), "critic": config_lib.Critic(steps=0)}, "critic.steps = 0"),
+    ({"sgpo": dataclasses.replace(CONFIG.sgpo, steps=0)}, "stage 'sgpo' has no steps"),
+    ({"data": dataclasses.replace(CONFIG.data, chat=True)}, "chat = True is for the tokenizer of"),
   ],
 )
 def test_what_cannot_run_leaves_no_folder(tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
     train.run(dataclasses.replace(CONFIG, **change), str(tmp_path / "x"))
   assert os.listdir(tmp_path) == []
+
+
+def test_a_stage_owns_its_parameters_and_no_steps_save_them(tmp_path, monkeypatch):
+  given, first, stage = [], loading.first_params, train.run_stage
+
+  def watched(*args):
+    assert all(x.is_deleted() for x in jax.tree.leaves(given))  # no copy beside those in training
+    return stage(*args)
+
+  monkeypatch.setattr(loading, "first_params", lambda r: given.append(first(r)) or given[0])
+  monkeypatch.setattr(train, "run_stage", watched)
+  config = dataclasses.replace(
+    CONFIG, stages=("sft",), sft=dataclasses.replace(CONFIG.sft, steps=0)
+  )
+  train.run(config, str(tmp_path / "a"))
+  assert loading.load(str(tmp_path / "a")).state.step == 0
 
 
 def test_init_from_takes_parameters_over(finished, tmp_path):

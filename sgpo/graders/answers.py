@@ -10,8 +10,10 @@ _HASHES = re.compile(
   r"|[^\W\d_]{2}[^\n\d]*)\n\s*\S)"
 )
 _PHRASE = re.compile(r"answer\s*(?:is\s*:?|:|=)", re.IGNORECASE)
-_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_FENCES = ("$$", "\\[", "\\]", "\\(", "\\)")  # alone on their line
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(-?\d+(?:[.,/]\d+)*))")  # MATH has a few bare ones
+_PAIRS = (("$$", "$$"), ("$", "$"), ("\\[", "\\]"), ("\\(", "\\)"))  # around what is mathematics
+_FENCES = {"$$", "\\[", "\\]", "\\(", "\\)"}  # alone on their line
+_SAYS = re.compile(r"[\d\\$]")  # a number, or mathematics
 _BOLD = re.compile(r"(?<![\w)])\*\*(?=\S)(.+?)(?<=\S)\*\*(?!\w)")
 
 
@@ -41,18 +43,31 @@ def _line(text: str) -> str:
   return next((line for line in lines if line and line not in _FENCES), "")
 
 
+def _bare(line: str) -> str:
+  """Without Markdown's emphasis, the signs around mathematics, and the full stop."""
+  line, before = _BOLD.sub(r"\1", line.removeprefix("** ").replace("`", "")), None
+  while line != before:
+    before, line = line, line.strip().rstrip(".")
+    for left, right in _PAIRS:
+      inner = line[len(left) : len(line) - len(right)]
+      if line == left + inner + right and left not in inner and right not in inner:
+        line = inner
+  return line
+
+
 def marked_answer(text: str) -> str | None:
   r"""The final answer where a text marks one: `#### a`, `\boxed{a}`, `the answer is a`.
 
-  The last `####` or `\boxed` counts, and only without any a phrase, the last one. Of a line counts
-  what stands behind the mark; behind a phrase without Markdown's emphasis and the full stop.
+  The last `####` or `\boxed` counts, and only without any a phrase: the last one that a number or
+  mathematics stands behind ("so the answer is correct" says none), or the last. Of a line counts
+  what stands behind the mark, behind a phrase to the end of the sentence, bare.
   """
   hashes, boxes = list(_HASHES.finditer(text)), list(_BOXED.finditer(text))
   if boxes and not (hashes and hashes[-1].start() > boxes[-1].start()):
-    return _boxed(text, boxes[-1].end())
+    return boxes[-1][1] or _boxed(text, boxes[-1].end())
   if hashes:
-    return _line(text[hashes[-1].end() :])
-  if phrases := list(_PHRASE.finditer(text)):
-    line = _line(text[phrases[-1].end() :])
-    return _BOLD.sub(r"\1", line.removeprefix("** ").replace("`", "")).strip().rstrip(".")
+    return _bare(_line(text[hashes[-1].end() :]))
+  sentence = lambda line: re.split(r"\.\s", line, maxsplit=1)[0]
+  if found := [sentence(_line(text[phrase.end() :])) for phrase in _PHRASE.finditer(text)]:
+    return _bare(next((line for line in reversed(found) if _SAYS.search(line)), found[-1]))
   return None

@@ -29,6 +29,7 @@ class _Worker:
       [sys.executable, "-m", "sgpo.graders.worker"], text=True, bufsize=1,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
       env=os.environ | {"PYTHONPATH": path},
+      start_new_session=True,  # Ctrl-C stops the run in order; it must not stop these before
     )  # fmt: skip
     self.item: int | None = None
     self.ready = False

@@ -14,13 +14,16 @@ _FRACTION = re.compile(r"(-?)\\[dt]?frac\s*(?:\{(-?\d+)\}\s*\{(\d+)\}|(\d)\s*(\d
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _SUM = re.compile(r"[\s\d.,$€£()+*/×x-]+")  # a calculation, before what it makes
 _OPERATOR = re.compile(r"\d\s*[+*/×x-]")
+_UNIT = re.compile(r"(?<=[A-Za-z])(?:\s*[$€£]|\.(?=\d))")  # US$18, Rs.18
 _NOISE = re.compile(r"\\[$%!,;: ]|[$€£`]|\*(?!\d)|(?<!\d)\*")
-TOLERANCE = Fraction(1, 1000)  # of answers that are not whole
+TOLERANCE = Fraction(1, 1000)  # of golds that are not whole, and as a share of smaller ones
+ROUNDED = 2  # decimals from which a gold may be a longer number's rounding
 
 
 def _numbers(text: str) -> list[tuple[Fraction, int]]:
   """The numbers of a text, with the decimals that each shows."""
   text = text.replace("−", "-").replace("–", "-").replace("{,}", ",")
+  text = _UNIT.sub(" ", text)
   text = _TEXT.sub(lambda m: m[1] if any(map(str.isdigit, m[1])) else "", text)
   text = _FRACTION.sub(lambda m: f" {m[1]}{m[2] or m[4]}/{m[3] or m[5]}", _NOISE.sub("", text))
   out = []
@@ -55,7 +58,8 @@ def read(text: str, marked: bool = False) -> Fraction | None:
 def equal(answer: Fraction, gold: str) -> bool:
   """Whether an answer is the gold: exactly where that is whole.
 
-  Else within 1/1000 or the rounding of the gold's last decimal: 4.3333 is 4.33, but 4.3 is not.
+  Else within 1/1000, of golds below 1 a thousandth of them, or where its rounding is the gold with
+  two or more decimals: 4.3333 is 4.33, but 4.3 is not, nor 2.54 where the gold is 2.5.
 
   Raises:
     ValueError: the gold is no number.
@@ -66,8 +70,8 @@ def equal(answer: Fraction, gold: str) -> bool:
   ((value, decimals),) = numbers
   if value.denominator == 1:
     return answer == value
-  rounding = Fraction(1, 2 * 10**decimals) if decimals else 0
-  return abs(answer - value) <= max(TOLERANCE, rounding)
+  rounding = Fraction(1, 2 * 10**decimals) if decimals >= ROUNDED else 0
+  return abs(answer - value) <= max(TOLERANCE * min(1, abs(value)), rounding)
 
 
 def grade(golds: Sequence[str], texts: Sequence[str], marked: bool = False) -> list[Grade]:

@@ -65,7 +65,9 @@ class HostGradedStep:
   """(state, batch, key) -> (state, metrics), and the next batch sampled while the host grades.
 
   A batch that was sampled ahead comes from the parameters of one update before; its probability
-  ratios start at what that update changed, which the clipped loss accounts for.
+  ratios start at what that update changed, which the clipped loss accounts for. What
+  `reward.faithfulness` compares is of both: own executions by the parameters that wrote them, and
+  behind others' strategies by those of now.
   """
 
   def __init__(self, method: Method, grader: Grader, tokenizer: Tokenizer, shardings: Any):

@@ -186,7 +186,7 @@ def learn(
       "critic/explained_variance": explained_variance(e.value_PGL, e.return_PGL, mask_PGL),
       "critic/score": e.score_PG.mean(),
       "critic/pair_accuracy": losses.masked_mean(margin, pairs(correct_PG)),
-      "train/kl": losses.masked_mean(e.log_ratio_PGL, mask_PGL),
+      "critic/log_ratio": losses.masked_mean(e.log_ratio_PGL, mask_PGL),
     }
     # Scored by the reward model, the value model and the reference; the value model learns, too.
     more["cost/read"] = base["cost/read"] + 3 * whole

@@ -41,6 +41,14 @@ from sgpo.graders.math import MathVerify
     ("the answer is 2**3 or 3**2", "2**3 or 3**2"),
     ("#### Total: 18\n\nQuestion: another", "Total: 18"),
     ("#### Total 18\nThanks", "Total 18"),
+    (r"so there are $\boxed 2$.", "2"),
+    (r"put it into \boxed as asked", None),
+    (r"#### \(\frac{1}{2}\).", r"\frac{1}{2}"),
+    ("The answer is:\n\n\\[x = 3\\]", "x = 3"),
+    ("#### **$$7$$**", "7"),
+    ("#### $1$ or $2$", "$1$ or $2$"),
+    ("The answer is 18. Checking: 20-2=18, so the answer is correct.", "18"),
+    ("The answer is Evelyn.", "Evelyn"),
   ],
 )
 def test_marked_answers(text, answer):
@@ -87,6 +95,10 @@ def test_marked_answers(text, answer):
     (r"\boxed{18\text{ dollars}}", 18),
     (r"\boxed{1{,}234}", 1234),
     (r"\boxed{\frac12}", Fraction(1, 2)),
+    ("The answer is 18. Checking: 20-2=18, so the answer is correct.", 18),
+    ("#### US$18", 18),
+    ("#### Rs.18", 18),
+    ("#### A$1,200.50", Fraction("1200.5")),
   ],
 )
 def test_numbers(text, value):
@@ -104,7 +116,9 @@ def test_unmarked_numbers_do_not_count_where_marks_are_asked_for():
 @pytest.mark.parametrize(
   "answer, gold, right",
   [("18", "18", True), ("18.001", "18", False), ("4.3333", "4.33", True), ("4.3", "4.33", False),
-   ("0.25", "1/4", True), ("0.333333", "0.3333333333333333", True), ("1234567", "1,234,567", True)],
+   ("0.25", "1/4", True), ("0.333333", "0.3333333333333333", True), ("1234567", "1,234,567", True),
+   ("2.54", "2.5", False), ("0.14", "0.1", False), ("0", "0.0000003509", False),
+   ("0.3333", "0.33", True), ("-0.6667", "-0.6666666", True)],
 )  # fmt: skip
 def test_equality(answer, gold, right):
   assert numeric.equal(Fraction(answer), gold) is right
