@@ -49,7 +49,10 @@ def pass_at_k(right: int, samples: int, k: int) -> float:
 
 
 def row_of(problem: Problem, samples: list[Sample], grades: list[graders.Grade]) -> dict:
-  """What the rows' file says of a problem. A vote is for an answer as it was read."""
+  """What the rows' file says of a problem. A vote is for an answer as it was read.
+
+  Its class are the problems that come out right or wrong with it.
+  """
   votes = collections.Counter(g.answer for g in grades if g.answer is not None)
   vote = votes.most_common(1)[0][0] if votes else None
   return {
@@ -57,8 +60,10 @@ def row_of(problem: Problem, samples: list[Sample], grades: list[graders.Grade])
     "split": problem.split,
     "question": problem.question,
     "gold": problem.gold,
+    "class": problem.seed or problem.plan,
     "strategies": [s.strategy for s in samples],
     "texts": [s.text for s in samples],
+    "cut": [s.cut for s in samples],
     "answers": [g.answer for g in grades],
     "correct": [g.correct for g in grades],
     "vote": vote,
@@ -66,22 +71,29 @@ def row_of(problem: Problem, samples: list[Sample], grades: list[graders.Grade])
   }
 
 
-def summarize(rows: list[dict], samples: int) -> dict:
-  """Means with 95% bootstrap intervals over the problems of which every sample was graded."""
+def summarize(rows: list[dict], samples: int, by_class: bool = False) -> dict:
+  """Means with 95% bootstrap intervals over the problems of which every sample was graded.
+
+  `by_class`: over their classes, each with all of its problems.
+  """
   graded = [row for row in rows if None not in row["correct"]]
-  ci = statistics.bootstrap_interval
+  classes = lambda rows: (
+    statistics.class_numbers([row["class"] for row in rows]) if by_class else None
+  )
+  ci = lambda values, rows=graded: statistics.bootstrap_interval(np.array(values), classes(rows))
   out = {"problems": len(rows), "ungraded": len(rows) - len(graded), "samples": samples}
   if graded:
     k = 1
     while k <= samples:
       values = [pass_at_k(sum(row["correct"]), samples, k) for row in graded]
-      out[f"pass@{k}"] = ci(np.array(values))
+      out[f"pass@{k}"] = ci(values)
       k *= 2
     if samples > 1:
-      out[f"maj@{samples}"] = ci(np.array([float(row["vote_correct"]) for row in graded]))
-    siblings = [[c for c in row.get("sibling_correct", ()) if c is not None] for row in graded]
-    if shares := [np.mean(correct) for correct in siblings if correct]:
-      out["siblings"] = ci(np.array(shares))
+      out[f"maj@{samples}"] = ci([float(row["vote_correct"]) for row in graded])
+    known = lambda row: [c for c in row.get("sibling_correct", ()) if c is not None]
+    if tried := [row for row in graded if known(row)]:
+      out["siblings"] = ci([np.mean(known(row)) for row in tried], tried)
+  out["truncated"] = float(np.mean([cut for row in rows for cut in row["cut"]]))
   out["unparsed"] = float(np.mean([answer is None for row in rows for answer in row["answers"]]))
   return out
 
@@ -127,10 +139,12 @@ def make_sampler(loaded: Loaded, shots: str, chat: bool, args: argparse.Namespac
       loaded, [encode(family) for family in families], room=room, key=key, **fixed
     )
   form = "{question}" if chat else TEMPLATE
+  # models without instruction tuning make up the next question
+  answer = lambda sample: sample._replace(text=sample.text.split("\nQuestion:")[0].strip())
   ask = lambda q: shots + form.format(question=q)
   encode = lambda family: loaded.tokenizer.encode_prompt(ask(family[0].question))
   return lambda families, key: (
-    [samples]
+    [[answer(sample) for sample in samples]]
     for samples in sample_plain(
       loaded, [encode(family) for family in families], room=args.room, key=key, **fixed
     )
@@ -140,12 +154,12 @@ def make_sampler(loaded: Loaded, shots: str, chat: bool, args: argparse.Namespac
 def grade_batch(
   grader: graders.Grader, families: list[list[Problem]], sampled: list[list[list[Sample]]]
 ) -> list[dict]:
-  """Rows of families, from the samples of each member."""
+  """Rows of families, from the samples of each member. What was cut off has no answer."""
   golds, flat = [], []
   for family, members in zip(families, sampled, strict=True):
     for problem, samples in zip(family, members, strict=True):
       golds += [problem.gold] * len(samples)
-      flat += [sample.text for sample in samples]
+      flat += ["" if sample.cut else sample.text for sample in samples]
   grades = iter(grader(golds, flat))
   rows = []
   for family, members in zip(families, sampled, strict=True):
@@ -160,6 +174,8 @@ def grade_batch(
 
 def run(args: argparse.Namespace) -> dict:
   """Evaluates as the command line says; returns the summary, writes it and the rows to --out."""
+  if os.path.exists(rows_path := os.path.join(args.out, "rows.jsonl")):
+    raise ValueError(f"--out={args.out} holds an evaluation: choose another folder, or move it")
   given = config_lib.Data(template=args.template, chat=args.chat)
   data = data_of(args.model, given)
   dataset = make_data(args.data, data)
@@ -172,15 +188,16 @@ def run(args: argparse.Namespace) -> dict:
   os.makedirs(args.out, exist_ok=True)
   rows, began = [], time.perf_counter()
   name = "math" if "math" in dataset.graders else "numeric"
-  with graders.opened(name, marked=False) as grader:
+  with graders.opened(name, marked=args.mode == "strategy") as grader:
     for start in range(0, len(families), args.batch):
       chunk = families[start : start + args.batch]
       filled = chunk + [chunk[-1]] * (args.batch - len(chunk))
       key = jax.random.fold_in(jax.random.key(args.seed), start)
       rows += grade_batch(grader, chunk, list(sample(filled, key))[: len(chunk)])
-      files.write_rows(os.path.join(args.out, "rows.jsonl"), rows)
+      files.write_rows(rows_path, rows)
       print(f"{len(rows)}/{len(families)}", file=sys.stderr)
-  summary = summarize(rows, args.samples)
+  by_class = bool(dataset.plans or args.siblings or families[0][0].seed)
+  summary = summarize(rows, args.samples, by_class)
   summary |= {"seconds": round(time.perf_counter() - began, 1), "data": dataset.fingerprint()}
   summary |= {"command": vars(args)}
   files.write_json(os.path.join(args.out, "summary.json"), summary)
@@ -245,14 +262,15 @@ def main() -> int:
   try:
     check(args)
     summary = run(args)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   for name, value in summary.items():
     if isinstance(value, dict) and "mean" in value:
       print(f"{name:<8} {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
   print(f"problems {summary['problems']}, ungraded {summary['ungraded']}, "
-        f"unparsed {summary['unparsed']:.3f}, {summary['seconds']} s")  # fmt: skip
+        f"truncated {summary['truncated']:.3f}, unparsed {summary['unparsed']:.3f}, "
+        f"{summary['seconds']} s")  # fmt: skip
   return 0
 
 

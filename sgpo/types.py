@@ -39,6 +39,7 @@ class Problem:
   index: int = 0
   rationale: str = ""  # the solution in prose, where its authors wrote one
   answer_text: str = ""  # an answer that only a grader on the host can read, `\\frac{1}{2}`
+  seed: str = ""  # the question that this one was made from, where others were, too
 
   @property
   def gold(self) -> str:

@@ -130,12 +130,12 @@ class GSMPlus(Benchmark):
         raise ValueError(f"{where}: field 'perturbation_type' = {kind!r} is unknown")
       problem = make_problem(
         row["question"], row["answer"], row["solution"], where,
-        domain="gsm_plus", split=kind, index=index,
+        domain="gsm_plus", split=kind, index=index, seed=row["seed_question"],
       )  # fmt: skip
       splits["test"].append(problem)
       splits[kind].append(problem)
       if kind in self.KEEPS:
-        seeds[row["seed_question"]].append(problem)
+        seeds[problem.seed].append(problem)
     super().__init__(file, splits)
     self.groups = dict(seeds)
 

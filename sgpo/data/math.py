@@ -6,6 +6,7 @@ imitate: SGPO starts from a model that follows instructions, without a cold star
 
 import collections
 import glob
+import logging
 import os
 import random
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from sgpo import config as config_lib
 from sgpo.data import classes, lines
 from sgpo.graders.answers import marked_answer
 from sgpo.types import Problem
+
+log = logging.getLogger(__name__)
 
 SUBJECTS = (
   "Algebra", "Counting & Probability", "Geometry", "Intermediate Algebra", "Number Theory",
@@ -26,14 +29,16 @@ FILES = {  # of a split, beside a folder of its name
 LEVELS = ("1", "2", "3", "4", "5", "?")  # a few problems have "Level ?"
 
 
-def to_problem(row: dict, where: str, split: str, index: int) -> Problem:
-  """A row of either layout.
+def to_problem(row: dict, where: str, split: str, index: int) -> Problem | None:
+  r"""A row of either layout; None where its solution has nothing in its \boxed{}.
 
   Raises:
     ValueError: names the field that is missing, or a subject or level that is unknown.
   """
   lines.check_fields(row, ("problem", "solution"), where)
   answer = row.get("answer") or marked_answer(row["solution"])
+  if not answer and "\\boxed" in row["solution"]:
+    return None
   if not answer or not isinstance(answer, str):
     raise ValueError(f"{where}: no field 'answer', and no \\boxed answer in field 'solution'")
   subject = row.get("subject", row.get("type"))
@@ -67,7 +72,12 @@ class MATH:
         f"config.data.path = {data.path!r} has no folder test and no {' or '.join(FILES['test'])}; "
         "put MATH there"
       )
-    self.train = self._read("train")
+    seen = {" ".join(problem.question.split()) for problem in self.test}
+    read = self._read("train")
+    self.train = [p for p in read if " ".join(p.question.split()) not in seen]
+    if len(self.train) < len(read):
+      log.warning("%d training problems of %s stand in the test set and are left out",
+                  len(read) - len(self.train), data.path)  # fmt: skip
     self.groups: dict[str, list[Problem]] = collections.defaultdict(list)
     for problem in self.train:
       self.groups[problem.plan].append(problem)
@@ -87,7 +97,12 @@ class MATH:
       rows = [
         (row, f"{path}, line {n}") for n, row in enumerate(lines.read_rows(path, ("problem",)), 1)
       ]
-    return [to_problem(row, where, split, i) for i, (row, where) in enumerate(rows)]
+    made = [to_problem(row, where, split, i) for i, (row, where) in enumerate(rows)]
+    found = [problem for problem in made if problem]
+    if len(found) < len(made):
+      log.warning("%d problems of %s, %s, have no answer in \\boxed{} and are left out",
+                  len(made) - len(found), self.data.path, split)  # fmt: skip
+    return found
 
   def worked_example(self, index: int) -> Problem:
     """A training problem with its solution, as an example in a prompt. Its plan is its class.

@@ -23,6 +23,7 @@ class Sample(NamedTuple):
 
   text: str
   strategy: str = ""
+  cut: bool = False  # an execution without an end
 
 
 class Loaded(NamedTuple):
@@ -80,7 +81,7 @@ def sample_plain(
   length = np.array([len(ids) - 1 for ids in prompts], np.int32)
   segment = _generate(lm, s, sampling, samples, room, opening, params, tokens, length, key)
   for row, count in zip(*jax.device_get((segment.tokens_BL, segment.length_B)), strict=True):
-    yield [Sample(_text(tokenizer, ids[:n])) for ids, n in zip(row, count, strict=True)]
+    yield [Sample(tokenizer.decode(ids[:n].tolist())) for ids, n in zip(row, count, strict=True)]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
@@ -91,11 +92,6 @@ def _generate(lm, symbols, sampling, samples, room, opening, params, tokens, len
     lm, lm.split(params), prefix, context, key, room=room, opening=opening, stop=symbols.eos,
     symbols=symbols, sampling=sampling,
   )[0]  # fmt: skip
-
-
-def _text(tokenizer, ids) -> str:
-  """A completion up to the next question, which models without instruction tuning make up."""
-  return tokenizer.decode(ids.tolist()).split("\nQuestion:")[0].strip()
 
 
 def sample_strategies(
@@ -121,7 +117,7 @@ def sample_strategies(
     written = [tokenizer.pretty_plan(plan.tolist()) for plan in plans]
     yield [
       [
-        Sample(tokenizer.pretty_execution(row.tolist()) + (" ..." if end else ""), plan)
+        Sample(tokenizer.pretty_execution(row.tolist()), plan, bool(end))
         for plan, row, end in zip(written, rows, truncated, strict=True)
       ]
       for rows, truncated in zip(members, ends, strict=True)

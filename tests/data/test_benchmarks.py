@@ -86,11 +86,11 @@ def test_math_folder_layout(tmp_path):
     folder = tmp_path / split / "algebra"
     folder.mkdir(parents=True)
     for i in range(problems):
-      row = {"problem": f"p{i}", "solution": rf"\boxed{{{i}}}", "type": "Algebra"}
+      row = {"problem": f"{split} {i}", "solution": rf"\boxed{{{i}}}", "type": "Algebra"}
       (folder / f"{i}.json").write_text(json.dumps(row | {"level": "Level 3"}))
   data = make_dataset(Data(name="math", path=str(tmp_path), annotated=0.9, practice=0.05))
   assert (data.size("train"), data.size("test")) == (3, 1)
-  assert data.problem("test", 0).gold == "0" and data.worked_example(4).question == "p1"
+  assert data.problem("test", 0).gold == "0" and data.worked_example(4).question == "train 1"
   assert {p.plan for p in data.family("train", 0, 3)} == {"Algebra, level 3"}
   with pytest.raises(ValueError, match="families of 'train' has 4 members"):
     data.family("train", 0, 4)
@@ -100,6 +100,18 @@ def test_math_folder_layout(tmp_path):
   with pytest.raises(ValueError, match="0.json: not JSON"):
     make_dataset(Data(name="math", path=str(tmp_path)))
   assert lines.sha256_of([]) not in before.values()
+
+
+def test_math_leaves_out_what_has_no_answer_or_stands_in_the_test_set(tmp_path, caplog):
+  row = lambda question, solution: (
+    MATH | {"problem": question, "answer": None, "solution": solution}
+  )
+  write(tmp_path / "test.jsonl", [row("a b", r"\boxed{1}")])
+  rows = [row("c", r"is $\boxed 2$."), row("d", r"is \boxed{}"), row("a\nb", r"\boxed{1}")]
+  write(tmp_path / "train.jsonl", rows)
+  data = make_dataset(Data(name="math", path=str(tmp_path)))
+  assert [(p.question, p.gold) for p in data.train] == [("c", "2")]
+  assert "1 problems of" in caplog.text and "1 training problems of" in caplog.text
 
 
 @pytest.mark.parametrize(

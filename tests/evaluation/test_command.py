@@ -1,5 +1,6 @@
 """`python -m sgpo.evaluate`: its figures by hand, and the whole command on a model folder."""
 
+import functools
 import itertools
 import json
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from sgpo import evaluate
 from sgpo.evaluation.sampling import Sample
-from sgpo.graders import Grade
+from sgpo.graders import Grade, numeric
 from sgpo.models import hf
 from sgpo.types import Problem
 from tests.data.test_pretrained import byte_level
@@ -47,6 +48,27 @@ def test_rows_vote_and_ungraded_rows_stand_apart():
   assert evaluate.summarize(rows, 4)["siblings"]["mean"] == 1  # not graded is not wrong
 
 
+def test_intervals_are_over_seed_questions_where_problems_share_them():
+  seeds = [f"seed {i // 6}" for i in range(60)]
+  rows = [
+    evaluate.row_of(Problem("q", 7, "", "", "d", seed=seed), [Sample("7")], [Grade(right, "7")])
+    for seed, right in zip(seeds, np.repeat([True, False] * 5, 6).tolist(), strict=True)
+  ]
+  width = lambda out: out["pass@1"]["high"] - out["pass@1"]["low"]
+  apart, together = evaluate.summarize(rows, 1), evaluate.summarize(rows, 1, by_class=True)
+  assert apart["pass@1"]["mean"] == together["pass@1"]["mean"] == 0.5
+  assert 1.8 < width(together) / width(apart) < 3  # sqrt(6) = 2.4
+
+
+def test_what_was_cut_off_has_no_answer():
+  cut, whole = Sample("<<20-2=18>> #### 18", cut=True), Sample("<<20-2=18>> #### 18")
+  grader = functools.partial(numeric.grade, marked=True)
+  family = [Problem("q", 18, "", "", "d")]
+  (row,) = evaluate.grade_batch(grader, [family], [[[cut, whole]]])
+  assert row["correct"] == [False, True] and row["cut"] == [True, False]
+  assert evaluate.summarize([row], 2)["truncated"] == 0.5
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("model")
@@ -68,6 +90,10 @@ def test_answers_of_a_model_folder(folder, tmp_path, monkeypatch, capsys):
             "--shots=1", "--samples=2", "--temperature=1")  # fmt: skip
   assert command(monkeypatch, *common, f"--out={tmp_path}/a") == 0
   assert "maj@2" in capsys.readouterr().out
+  before = open(f"{tmp_path}/a/rows.jsonl", encoding="utf-8").read()
+  assert command(monkeypatch, *common, f"--out={tmp_path}/a") == 1
+  assert "holds an evaluation" in capsys.readouterr().err
+  assert open(f"{tmp_path}/a/rows.jsonl", encoding="utf-8").read() == before
   assert command(monkeypatch, *common, f"--out={tmp_path}/b") == 0
   rows, again = (
     [json.loads(line) for line in open(f"{tmp_path}/{x}/rows.jsonl", encoding="utf-8")]
