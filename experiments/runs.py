@@ -74,6 +74,11 @@ class Records:
         file.writelines(json.dumps(self.rows[key]) + "\n" for key in sorted(self.rows))
 
 
+def numbers(text: str) -> list[int]:
+  """Different whole numbers by commas, as a flag's type: none of "", ascending."""
+  return sorted({int(number) for number in text.split(",")}) if text else []
+
+
 def bits(split: dict) -> np.ndarray:
   """Correctness problem by problem, [N] of 0 and 1."""
   text = bin(int(split["correct"], 16))[2:].zfill(split["n"])

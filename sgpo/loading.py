@@ -83,6 +83,8 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
 def check_start(config: config_lib.Config) -> None:
   """Refuses to start from a run that has learnt classes which this one takes for unseen.
 
+  So may have those that it started from, as far as their folders are there.
+
   Raises:
     ValueError: its shares of annotated classes, or of annotated and practice classes, are larger.
   """
@@ -90,6 +92,7 @@ def check_start(config: config_lib.Config) -> None:
   if not start or not os.path.exists(os.path.join(start, "config.json")) or folder.is_model(start):
     return
   there, mine = read_config(start), config.data
+  check_start(dataclasses.replace(config, init_from=there.init_from))
   other = there.data
   if other.name != mine.name:
     return
@@ -99,7 +102,7 @@ def check_start(config: config_lib.Config) -> None:
   ):
     raise ValueError(
       f"config.data.annotated = {mine.annotated:g}, practice = {mine.practice:g}: "
-      f"config.init_from = {start} has learnt classes that would count as unseen here; it had "
+      f"the start {start} has learnt classes that would count as unseen here; it had "
       f"annotated = {other.annotated:g}, practice = {other.practice:g}, set them to these"
     )
 

@@ -78,7 +78,7 @@ def main() -> int:
   allocator.keep_heap()
   try:
     out = solve(loading.load(args.workdir, mesh=(-1, 1)), args.question, args.samples, args.seed)
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   print("retrieved:", " | ".join(out["hints"]) or "nothing")

@@ -196,6 +196,15 @@ def test_a_start_that_has_learnt_held_out_classes_is_refused(finished, tmp_path,
   assert os.listdir(tmp_path) == []
 
 
+def test_so_is_one_whose_own_start_has(finished, tmp_path):
+  between = dataclasses.replace(CONFIG, init_from=finished, stages=("sft",))  # practised nothing
+  folder.make(between, str(tmp_path / "between"))
+  data = dataclasses.replace(CONFIG.data, practice=0.1)
+  last = dataclasses.replace(CONFIG, data=data, init_from=str(tmp_path / "between"))
+  with pytest.raises(ValueError, match=f"start {finished} has learnt classes"):
+    loading.check_start(last)
+
+
 def test_solve_answers_from_a_run(finished):
   out = solve.solve(loading.load(finished), "Tom has 12 cards. Tom loses 5 cards.", 4, seed=0)
   assert len(out["rows"]) == 4

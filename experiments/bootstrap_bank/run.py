@@ -5,6 +5,7 @@ python -m experiments.bootstrap_bank.run --workdir=runs/demo --out=runs/bank.jso
 
 import argparse
 import json
+import sys
 
 import jax
 import numpy as np
@@ -14,20 +15,24 @@ from sgpo.data import strategies
 from sgpo.models import transformer
 
 
-def main() -> None:
+def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", required=True, help="a run, whose model verifies the plans")
   parser.add_argument("--out", required=True, help="the JSON lines to write")
   args = parser.parse_args()
   allocator.keep_heap()
-  config, dataset, tokenizer, state = loading.load(args.workdir)
-  params = state.reference or state.params
-  lm = transformer.make_lm(config.model, tokenizer.vocab_size)
-  empty = policy.empty_bank(config)
-  made = jax.device_get(
-    bootstrap.from_worked_examples(empty, params, dataset, tokenizer, config, lm)
-  )
+  try:
+    config, dataset, tokenizer, state = loading.load(args.workdir)
+    params = state.reference or state.params
+    lm = transformer.make_lm(config.model, tokenizer.vocab_size)
+    empty = policy.empty_bank(config)
+    made = jax.device_get(
+      bootstrap.from_worked_examples(empty, params, dataset, tokenizer, config, lm)
+    )
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
   bank_io.export_jsonl(made, args.out, tokenizer.pretty_plan, dataset.domains)
   living = made.status_N != bank.EMPTY
   plans = {
@@ -43,7 +48,8 @@ def main() -> None:
     "right": round(float(made.successes_N[living].sum() / np.maximum(trials, 1)), 3),
   }
   print(json.dumps(summary))
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

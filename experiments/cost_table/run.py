@@ -174,7 +174,7 @@ def main() -> int:
   flags = parser(__doc__.splitlines()[0], "runs/method_table")
   flags.add_argument("--table", default="", help="records of the method table; else of --runs")
   flags.add_argument("--rounds", type=int, default=7, help="steps that are timed of each method")
-  numbers = lambda text: [int(number) for number in text.split(",") if number]
+  numbers = runs.numbers
   flags.add_argument("--worked", type=numbers, default=WORKED, help="points of the first curve")
   flags.add_argument("--families", type=numbers, default=FAMILIES, help="of the second curve")
   flags.add_argument("--curve_seeds", type=numbers, default="", help="some of --seeds; else all")

@@ -230,7 +230,9 @@ def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--preset", choices=list(PRESETS), default="full")
-  parser.add_argument("--seeds", default="", help="by commas; those of the preset unless given")
+  parser.add_argument(
+    "--seeds", type=runs.numbers, default="", help="by commas; those of the preset unless given"
+  )
   parser.add_argument("--runs", default="runs/induction", help="folder of the runs")
   parser.add_argument("--workers", type=int, default=2, help="runs at a time, a core each")
   parser.add_argument("--out", default="", help="folder of records and results; else that of runs")
@@ -239,11 +241,7 @@ def main() -> int:
   args.runs += "" if args.preset == "full" else f"_{args.preset}"
   args.out = args.out or args.runs
   options, seeds, count, *_ = PRESETS[args.preset]
-  try:
-    args.seeds = sorted({int(seed) for seed in (args.seeds or seeds).split(",")})
-  except ValueError:
-    print(f"error: --seeds={args.seeds} must be numbers by commas, as 0,1", file=sys.stderr)
-    return 1
+  args.seeds = args.seeds or runs.numbers(seeds)
   command = f"python -m experiments.induction.run --preset={args.preset}"
   command += f" --seeds={','.join(map(str, args.seeds))}"
   try:

@@ -37,7 +37,9 @@ def parser(description: str, runs_folder: str) -> argparse.ArgumentParser:
   """The flags that comparisons share."""
   flags = argparse.ArgumentParser(description=description)
   flags.add_argument("--preset", choices=list(PRESETS), default="full")
-  flags.add_argument("--seeds", default="", help="by commas; those of the preset unless given")
+  flags.add_argument(
+    "--seeds", type=runs.numbers, default="", help="by commas; those of the preset unless given"
+  )
   flags.add_argument("--methods", default="", help="names by commas; the usual unless given")
   flags.add_argument("--config", default="configs/word_problems.py")
   flags.add_argument(
@@ -61,7 +63,7 @@ def settled(args: argparse.Namespace) -> argparse.Namespace:
   args.out = args.out or args.runs
   evaluation, cold, method, seeds = PRESETS[args.preset]
   args.cold, args.options = (*evaluation, *cold), (*evaluation, *method)
-  args.seeds = [int(seed) for seed in (args.seeds or seeds).split(",")]
+  args.seeds = args.seeds or runs.numbers(seeds)
   os.makedirs(args.out, exist_ok=True)
   return args
 

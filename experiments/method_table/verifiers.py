@@ -14,7 +14,7 @@ import sys
 import jax
 import numpy as np
 
-from experiments import tables
+from experiments import runs, tables
 from sgpo import allocator, config, critics, files, loading, policy, rewards
 from sgpo.data import pipeline
 from sgpo.evaluation import statistics
@@ -100,7 +100,7 @@ def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--runs", default="runs/method_table")
-  parser.add_argument("--seeds", default="0,1,2,3,4")
+  parser.add_argument("--seeds", type=runs.numbers, default="0,1,2,3,4")
   parser.add_argument("--methods", default="prm,rlhf")
   parser.add_argument("--samples", type=int, default=8)
   parser.add_argument("--problems", type=int, default=256, help="a split, a multiple of 64 is best")
@@ -114,7 +114,7 @@ def main() -> int:
     try:
       found = [
         measure(os.path.join(args.runs, f"seed{s}", name), name, args.samples, args.problems)
-        for s in args.seeds.split(",")
+        for s in args.seeds
       ]
     except ValueError as error:
       print(f"error: {error}", file=sys.stderr)
@@ -127,9 +127,8 @@ def main() -> int:
       body.append([name, split, *map(tables.cell, cells)])
       kept[f"{name}/{split}"] = cells
   head = ["judge", "split", *WAYS, "best - majority"]
-  command = (
-    f"python -m experiments.method_table.verifiers --seeds={args.seeds} --methods={args.methods}"
-  )
+  seeds = ",".join(map(str, args.seeds))
+  command = f"python -m experiments.method_table.verifiers --seeds={seeds} --methods={args.methods}"
   text = (
     f"Made by `{command}`: N = {args.samples}, {args.problems} problems a split, sampled at "
     "temperature 1; 95% intervals of a bootstrap over the classes of each seed.\n\n"

@@ -13,6 +13,7 @@ import sys
 import matplotlib
 from matplotlib.figure import Figure
 
+from experiments import runs
 from experiments.tables import cell
 from sgpo import files, report
 from sgpo.report import charts
@@ -101,32 +102,35 @@ def picture(results: dict[int, tuple[dict, dict]], path: str) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def main() -> None:
+def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--seeds", default="0,1,2")
+  parser.add_argument("--seeds", type=runs.numbers, default="0,1,2")
   parser.add_argument("--config", default="configs/word_problems.py")
   parser.add_argument("--runs", default="runs/word_problems")
   parser.add_argument("--out", default="", help="folder for result.md and result.svg")
   args = parser.parse_args()
   results, commits = {}, {}
-  for seed in map(int, args.seeds.split(",")):
+  for seed in args.seeds:
     workdir = os.path.join(args.runs, f"seed{seed}")
-    subprocess.run(
+    launched = subprocess.run(
       [sys.executable, "launch.py", f"--config={args.config}", f"--config.seed={seed}",
-       f"--config.eval.problems={PROBLEMS}", f"--workdir={workdir}"], check=True,
+       f"--config.eval.problems={PROBLEMS}", f"--workdir={workdir}"]
     )  # fmt: skip
+    if launched.returncode:  # it has said why
+      return launched.returncode
     commits[seed] = (files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown")[:7]
     results[seed] = tuple(
       files.read_json(os.path.join(workdir, "eval", f"{stage}.json")) for stage in ("sft", "sgpo")
     )
-  text = markdown(results, commits, COMMAND.format(seeds=args.seeds))
+  text = markdown(results, commits, COMMAND.format(seeds=",".join(map(str, args.seeds))))
   print(text)
   if args.out:
     with files.replacing(os.path.join(args.out, "result.md")) as file:
       file.write(text)
     picture(results, os.path.join(args.out, "result.svg"))
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

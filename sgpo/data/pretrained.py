@@ -9,6 +9,7 @@ own pieces; in strategies and executions the text between our pieces does.
 import os
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -25,15 +26,16 @@ from sgpo.data import strategies
 from sgpo.data.tokenizers import EXECUTE, HINT, PIECES, STRATEGY, Tokenizer, tighten
 from sgpo.types import Symbols
 
-JSON, MODEL, SETTINGS, MARKERS = (
+JSON, MODEL, SETTINGS, GENERATION, MARKERS = (
   "tokenizer.json",
   "tokenizer.model",
   "tokenizer_config.json",
+  "generation_config.json",
   "sgpo_tokens.json",
 )
 FILES = (  # config.json and generation_config.json are the model's: export keeps what they say
-  JSON, MODEL, SETTINGS, "special_tokens_map.json", "chat_template.jinja", "config.json",
-  "generation_config.json",
+  JSON, MODEL, SETTINGS, GENERATION, "special_tokens_map.json", "chat_template.jinja",
+  "config.json",
 )  # fmt: skip
 _RESERVED = re.compile(
   r"<\|reserved_special_token_\d+\|>|<unused\d+>|\[control_\d+\]|<\|extra_\d+\|>"
@@ -163,6 +165,8 @@ class PretrainedTokenizer(Tokenizer):
       raise ValueError(f"{folder} has neither {JSON} nor {MODEL}: no tokenizer")
     find = self._backend.find
     self._eos = self._special("eos_token", ("</s>", "<|im_end|>", "<eos>", "<|end_of_text|>"))
+    if data.chat and (turn_end := self._turn_end()) is not None:
+      self._eos = turn_end
     self.markers, added = {}, self._backend.size
     spare = iter(self._backend.reserved)
     codes = strategies.pieces(data)
@@ -198,6 +202,48 @@ class PretrainedTokenizer(Tokenizer):
       f"{os.path.join(self.folder, SETTINGS)}: {name} = {token!r} is no token of this vocabulary"
     )
 
+  def _chat(self, *turns: tuple[str, str]) -> str:
+    """Turns (role, text) in the folder's chat template, and the opening of an answer to a user."""
+    source, where = self._settings.get("chat_template"), os.path.join(self.folder, SETTINGS)
+    if isinstance(source, list):  # templates by name
+      source = next((x.get("template") for x in source if x.get("name") == "default"), None)
+    if not isinstance(source, str):
+      raise ValueError(f"config.data.chat is true, and {where} has no chat_template")
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+
+    def refuse(message):
+      raise ValueError(f"the chat template of {self.folder} refuses: {message}")
+
+    env.globals["raise_exception"] = refuse
+    env.globals["strftime_now"] = time.strftime
+    special = {
+      name: _content(self._settings.get(name)) or ""
+      for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+    }
+    messages = [{"role": role, "content": text} for role, text in turns]
+    asked = turns[-1][0] == "user"
+    try:
+      return env.from_string(source).render(
+        messages=messages, add_generation_prompt=asked, **special
+      )
+    except jinja2.TemplateError as error:
+      raise ValueError(f"the chat template of {self.folder} cannot be filled: {error}") from None
+
+  def _turn_end(self) -> int | None:
+    """The stop token of generation_config.json by which the chat template ends an answer.
+
+    Models may have one for texts and one for turns, and name the first in their tokenizer.
+    """
+    path = os.path.join(self.folder, GENERATION)
+    stops = files.read_json(path).get("eos_token_id") if os.path.exists(path) else None
+    if not isinstance(stops, list):
+      return None
+    behind = self._chat(("user", "?"), ("assistant", _HERE)).partition(_HERE)[2]
+    ids = self._backend.encode(behind, markers=True, inside=True)
+    return next((i for i in ids if i in stops), None)
+
   def _surroundings(self, data: config_lib.Data) -> tuple[list[int], list[int]]:
     """Ids before and behind a question."""
     if "{question}" not in data.template:
@@ -205,24 +251,9 @@ class PretrainedTokenizer(Tokenizer):
     text = data.template.replace("{question}", _HERE)
     begin = list(self._backend.begin)
     if data.chat:
-      source = self._settings.get("chat_template")
-      if not isinstance(source, str):
-        path = os.path.join(self.folder, SETTINGS)
-        raise ValueError(f"config.data.chat is true, and {path} has no chat_template")
-      env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-      def refuse(message):
-        raise ValueError(f"the chat template of {self.folder} refuses: {message}")
-
-      env.globals["raise_exception"] = refuse
-      special = {
-        name: _content(self._settings.get(name)) or ""
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-      }
-      text = env.from_string(source).render(
-        messages=[{"role": "user", "content": text}], add_generation_prompt=True, **special
-      )
-      if special["bos_token"] and text.startswith(special["bos_token"]):
+      text = self._chat(("user", text))
+      bos = _content(self._settings.get("bos_token"))
+      if bos and text.startswith(bos):
         begin = []
     before, _, after = text.partition(_HERE)
     encode = partial(self._backend.encode, markers=True)

@@ -161,7 +161,7 @@ def _evaluate(solver: Solver, dataset, log: Callable[[str], None]) -> tuple[dict
       guided = solve_problems(problems, solver, dataset.domains, guided=True)
     splits[split] = split_report(problems, out, guided, solver)
     splits[split]["dropped"] = count - len(problems)
-    rows += failed_rows(split, problems, guided or out, solver)
+    rows += failed_rows(split, problems, out, solver)
     log(f"eval {split}: {splits[split]['pass_at_1']['mean']:.3f} of {len(problems)}")
   report = {"splits": splits, "transfer": transfer.transfer_report(dataset, solver)}
   report["seconds"] = round(time.perf_counter() - began, 1)

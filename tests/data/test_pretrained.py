@@ -164,6 +164,38 @@ def test_templates(tmp_path):
     PretrainedTokenizer(folder, config_lib.Data(vocab_size=size, template="solve"))
 
 
+def test_an_answer_in_a_chat_ends_with_its_turn(tmp_path):
+  chat = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<turn>\n{% endfor %}"
+  folder, size = byte_level(tmp_path / "model", [*SPECIAL, "<turn>"], chat=chat)
+  (tmp_path / "model" / "generation_config.json").write_text(
+    json.dumps({"eos_token_id": [1, len(SPECIAL)]})
+  )
+  make = lambda chat: PretrainedTokenizer(folder, config_lib.Data(vocab_size=size, chat=chat))
+  assert (make(False).symbols.eos, make(True).symbols.eos) == (1, len(SPECIAL))
+
+
+@pytest.mark.parametrize(
+  "chat, message",
+  [
+    (
+      "{{ strftime_now('%Y')[:2] }}{% for m in messages %}{{ m.content }}{% break %}{% endfor %}",
+      "",
+    ),
+    ([{"name": "tools", "template": "x"}, {"name": "default", "template": CHAT}], ""),
+    ("{% generation %}", "cannot be filled: .*unknown tag 'generation'"),
+    ("{{ raise_exception('no') }}", "refuses: no"),
+  ],
+)
+def test_chat_templates(tmp_path, chat, message):
+  folder, size = byte_level(tmp_path / "model", chat=chat)
+  make = lambda: PretrainedTokenizer(folder, config_lib.Data(vocab_size=size, chat=True))
+  if message:
+    with pytest.raises(ValueError, match=message):
+      make()
+  else:
+    assert "How many?" in make().decode(make().encode_prompt("How many?"))
+
+
 def test_prefixes_of_ids_give_prefixes_of_text(made):
   tokenizer, _ = made
   text = "Weng earns 12 dollars; #### 7 naïve"
