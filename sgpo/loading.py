@@ -121,9 +121,9 @@ def tokenizer_of(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
   return Tokenizer.train(dataset.texts(), config.data.vocab_size, pieces)
 
 
-def open_run(config: config_lib.Config, workdir: str) -> Run:
-  """All that a run in a folder needs; its tokenizer is written there."""
-  dataset = make_dataset(config.data)
+def open_run(config: config_lib.Config, workdir: str, data: bool = True) -> Run:
+  """All that a run in a folder needs, with its data set or None; its tokenizer is written there."""
+  dataset = make_dataset(config.data) if data else None
   tokenizer = tokenizer_of(config, dataset, workdir)
   path = os.path.join(
     workdir, TOKENIZER if isinstance(tokenizer, PretrainedTokenizer) else "tokenizer.model"
@@ -206,18 +206,19 @@ def read_config(workdir: str) -> config_lib.Config:
     raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
 
 
-def load(workdir: str, mesh: tuple[int, int] = (1, 1)) -> Loaded:
+def load(workdir: str, mesh: tuple[int, int] = (1, 1), data: bool = True) -> Loaded:
   """Reads the newest whole checkpoint of a run.
 
   Args:
     mesh: devices on which the state is laid, whatever mesh the run had; (-1, 1) is all of them.
+    data: whether its data set, whose files may be elsewhere, is needed, too.
   Raises:
     ValueError: no run there, or no checkpoint that can be read.
   """
   config = read_config(workdir)
   model = dataclasses.replace(config.model, attention="parts")  # on whatever device
   config = dataclasses.replace(config, mesh=mesh, init_from="", model=model)
-  run = open_run(config, workdir)
+  run = open_run(config, workdir, data)
   init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)
   _, state = resume(run, jax.eval_shape(init, jax.random.key(0)))
   if state is None:
