@@ -6,6 +6,7 @@ numbers does not matter. The same key serves procedural problems and GSM8K.
 """
 
 import ast
+import collections
 import hashlib
 import itertools
 import re
@@ -194,6 +195,44 @@ def normalize_plan(text: str) -> str | None:
       return None
     steps.append(rendered[0])
   return "; ".join(steps)
+
+
+def formula(plan: str) -> str:
+  """What a plan computes, in a normal form of all its steps together.
+
+  Sums and products within each other are flattened and sorted: `q*q; r1-q` is `q*q-q`, and
+  independent steps may come in any order. How often results are used again is part of it.
+  """
+  made, uses = [], collections.Counter()
+
+  def joined(kind: str, ups: Iterable[tuple], downs: Iterable[tuple]) -> tuple:
+    up, down = [], []
+    for terms, same, other in ((ups, up, down), (downs, down, up)):
+      for term in terms:
+        if term[0] == kind:
+          same += term[1]
+          other += term[2]
+        else:
+          same.append(term)
+    return kind, sorted(up, key=repr), sorted(down, key=repr)
+
+  def of(node: ast.expr) -> tuple:
+    if isinstance(node, ast.Constant):
+      return ("number", node.value)
+    if isinstance(node, ast.Name):
+      uses[node.id] += node.id != "q"
+      return ("q",) if node.id == "q" else made[int(node.id[1:]) - 1]
+    if isinstance(node, ast.UnaryOp):
+      return joined("+", [], [of(node.operand)])
+    if isinstance(node.op, ast.Add | ast.Sub):
+      return joined("+", *(map(of, terms) for terms in _signed(node)))
+    if isinstance(node.op, ast.Mult):
+      return joined("*", map(of, _factors(node)), [])
+    return joined("*", [of(node.left)], [of(node.right)])
+
+  for step in plan.split("; "):
+    made.append(of(_tree(step)))
+  return repr((made[-1], sorted(n for n in uses.values() if n > 1)))
 
 
 def share(*parts: object) -> float:

@@ -125,3 +125,19 @@ def test_outcomes_are_all_choices_of_numbers():
   assert classes.outcomes("q/q", [0, 2]) == {0, 1}  # a division by zero gives nothing
   assert classes.outcomes("q*q*q", range(100), most=1000) == set()
   assert classes.outcomes("r2*q", [5]) == set()
+
+
+@pytest.mark.parametrize(
+  "one, other, same",
+  [
+    ("q*q; r1-q", "q*q-q", True),
+    ("q+q; q*q; r1-r2", "q*q; q+q; r2-r1", True),
+    ("q+q; r1-q", "q-q; q+r1", True),
+    ("q/q; r1/q", "q*q; q/r1", True),
+    ("q*q; r1-q", "q*q; q-r1", False),
+    ("q+q; r1*r1", "q+q; q+q; r1*r2", False),  # one result twice is not two results
+    ("2*q", "q+q", False),
+  ],
+)
+def test_formulas_are_what_plans_compute(one, other, same):
+  assert (classes.formula(one) == classes.formula(other)) is same
