@@ -83,9 +83,9 @@ def from_file(
     out = []
     for start in range(0, len(ids), BATCH):
       chunk = ids[start : start + BATCH]
-      filled = chunk + [chunk[-1]] * (BATCH - len(chunk))
-      tokens_BT = pipeline.pad(filled, config.room.prompt, tokenizer.symbols.pad)
-      made = vectors(params, tokens_BT, np.array([len(row) for row in filled]))
+      whole = pipeline.filled(chunk, BATCH)
+      tokens_BT = pipeline.pad(whole, config.room.prompt, tokenizer.symbols.pad)
+      made = vectors(params, tokens_BT, np.array([len(row) for row in whole]))
       out.append(sharding.to_host(made)[: len(chunk)])
     return np.concatenate(out)
 
@@ -132,7 +132,7 @@ def from_worked_examples(
   for start in range(0, len(groups), BATCH):
     chunk = groups[start : start + BATCH]
     real = len(chunk)
-    chunk += [chunk[-1]] * (BATCH - real)
+    chunk = pipeline.filled(chunk, BATCH)
     families = pipeline.family_arrays(chunk, tokenizer, config.room, dataset.domains)
     ids = [encode(family[0]) for family in chunk]
     strategy = pipeline.pad(ids, config.room.strategy, symbols.pad)

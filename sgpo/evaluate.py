@@ -191,9 +191,9 @@ def run(args: argparse.Namespace) -> dict:
   with graders.opened(name, marked=args.mode == "strategy") as grader:
     for start in range(0, len(families), args.batch):
       chunk = families[start : start + args.batch]
-      filled = chunk + [chunk[-1]] * (args.batch - len(chunk))
       key = jax.random.fold_in(jax.random.key(args.seed), start)
-      rows += grade_batch(grader, chunk, list(sample(filled, key))[: len(chunk)])
+      sampled = list(sample(pipeline.filled(chunk, args.batch), key))
+      rows += grade_batch(grader, chunk, sampled[: len(chunk)])
       files.write_rows(rows_path, rows)
       print(f"{len(rows)}/{len(families)}", file=sys.stderr)
   by_class = bool(dataset.plans or args.siblings or families[0][0].seed)

@@ -75,9 +75,9 @@ class HarnessLM(Base):
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     for start in range(0, len(rows), self.batch):
       chunk = order[start : start + self.batch]
-      filled = [rows[i][0] for i in chunk + [chunk[-1]] * (self.batch - len(chunk))]
-      length = np.array([len(ids) for ids in filled], np.int32)
-      scored = _scores(self.loaded.lm, self.loaded.params, self._pad(filled), length)
+      whole = [rows[i][0] for i in pipeline.filled(chunk, self.batch)]
+      length = np.array([len(ids) for ids in whole], np.int32)
+      scored = _scores(self.loaded.lm, self.loaded.params, self._pad(whole), length)
       for i, logp, likeliest in zip(chunk, *jax.device_get(scored), strict=False):
         ids, before = rows[i]
         part = slice(before - 1, len(ids) - 1)
@@ -130,13 +130,13 @@ class HarnessLM(Base):
 
   def _sample(self, prompts: list[list[int]], settings: config_lib.Sampling, room: int, key):
     """(strategy and a line end, or nothing; answer) for each of at most `batch` prompts."""
-    filled = prompts + [prompts[-1]] * (self.batch - len(prompts))
+    whole = pipeline.filled(prompts, self.batch)
     fixed = dict(samples=1, sampling=settings, key=key)
     if self.mode == "plain":
-      rows = sampling.sample_plain(self.loaded, filled, room=room, **fixed)
+      rows = sampling.sample_plain(self.loaded, whole, room=room, **fixed)
       return [("", samples[0].text) for samples in rows][: len(prompts)]
     rooms = config_lib.Room(strategy=self.strategy_room, execution=room)
-    families = sampling.sample_strategies(self.loaded, [[x] for x in filled], room=rooms, **fixed)
+    families = sampling.sample_strategies(self.loaded, [[x] for x in whole], room=rooms, **fixed)
     rows = [members[0][0] for members in families]
     return [(f"{row.strategy}\n", row.text) for row in rows][: len(prompts)]
 

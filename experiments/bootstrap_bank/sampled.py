@@ -16,7 +16,7 @@ import numpy as np
 
 from sgpo import allocator, bank_math, files, graders, loading
 from sgpo.config import Data
-from sgpo.data import strategies
+from sgpo.data import pipeline, strategies
 from sgpo.evaluation import sampling
 from sgpo.models import transformer
 from sgpo.types import Problem
@@ -106,9 +106,9 @@ def main() -> int:
   bank, rows = loaded.config.bank, []
   for start in range(0, len(families), BATCH):
     chunk = families[start : start + BATCH]
-    filled = chunk + [chunk[-1]] * (BATCH - len(chunk))
     key = jax.random.fold_in(jax.random.key(0), start)
-    for family, tried in zip(chunk, outcomes(loaded, filled, args.samples, key), strict=False):
+    made = outcomes(loaded, pipeline.filled(chunk, BATCH), args.samples, key)
+    for family, tried in zip(chunk, made, strict=False):
       rows += judged(family, tried, loaded.config.data, bank.admit, bank.min_trials)
   files.write_rows(args.out, [row for row in rows if row["status"] == "active"])
   print(json.dumps(summarize(rows)))

@@ -219,9 +219,9 @@ class Asked(NamedTuple):
 
   def prompts(self, problems: list[Problem]) -> tuple[jax.Array, jax.Array]:
     """(prompt_PT, length_P) of BATCH problems; the last one fills what is missing."""
-    filled = [[p] for p in problems + [problems[-1]] * (BATCH - len(problems))]
+    alone = [[p] for p in pipeline.filled(problems, BATCH)]
     arrays = pipeline.family_arrays(
-      filled, self.loaded.tokenizer, self.room, self.loaded.dataset.domains
+      alone, self.loaded.tokenizer, self.room, self.loaded.dataset.domains
     )
     return arrays.prompt_PJT[:, 0], arrays.length_PJ[:, 0]
 

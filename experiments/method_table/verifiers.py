@@ -86,12 +86,11 @@ def measure(
     rows = []
     for start in range(0, problems, 64):
       chunk = [[p] for p in chosen[start : start + 64]]
-      real = len(chunk)
-      chunk += [chunk[-1]] * (64 - real)
-      families = pipeline.family_arrays(chunk, tokenizer, room, loaded.dataset.domains)
+      whole = pipeline.filled(chunk, 64)
+      families = pipeline.family_arrays(whole, tokenizer, room, loaded.dataset.domains)
       critic = state.critic[judge].params
       parts = jax.device_get(run(state.params, critic, families, jax.random.key(start)))
-      rows += [choices(*row) for row in zip(*(x[:real] for x in parts), strict=True)]
+      rows += [choices(*row) for row in zip(*(x[: len(chunk)] for x in parts), strict=True)]
     out[split] = np.array(rows), statistics.class_numbers([p.plan for p in chosen])
   return out
 

@@ -58,6 +58,11 @@ def pad(rows: Sequence[Sequence[int]], room: int, fill: int) -> np.ndarray:
   return out
 
 
+def filled(rows: list, size: int) -> list:
+  """Rows of a batch that may be the last one: its last row stands for what is missing to `size`."""
+  return rows + [rows[-1]] * (size - len(rows))
+
+
 def fits(problem: Problem, tokenizer: Tokenizer, room: Room) -> bool:
   """Whether a problem's question, numbers and answer have room."""
   return (

@@ -113,10 +113,9 @@ def batches(groups: list[list[Problem]], solver: Solver, domains) -> list[tuple[
   out, size = [], solver.config.eval.batch
   for start in range(0, len(groups), size):
     chunk = groups[start : start + size]
-    real = len(chunk)
-    chunk = chunk + [chunk[-1]] * (size - real)
-    golds = solver.grader is not None
-    out.append((pipeline.family_arrays(chunk, solver.tokenizer, solver.room, domains, golds), real))
+    whole, golds = pipeline.filled(chunk, size), solver.grader is not None
+    families = pipeline.family_arrays(whole, solver.tokenizer, solver.room, domains, golds)
+    out.append((families, len(chunk)))
   return out
 
 
