@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 log = logging.getLogger(__name__)
 
 _DELETED = "todelete"
+UNREAD = ocp.PLACEHOLDER  # in the place of a leaf that a reader leaves where it is
 
 
 def _fingerprint(x: jax.Array) -> jax.Array:
@@ -45,10 +46,17 @@ def _fingerprints(state: Any) -> list[jax.Array]:
   return [_fingerprint(x) for x in jax.tree.leaves(state)]
 
 
+def _leaves(state: Any) -> dict[str, Any]:
+  """The leaves by their path, but for those that are not read."""
+  named = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path): x for path, x in named if x is not UNREAD}
+
+
 def fingerprints(state: Any) -> dict[str, int]:
   """A hash of every leaf by its path."""
-  paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-  return {p: int(h) for p, h in zip(paths, jax.device_get(_fingerprints(state)), strict=True)}
+  leaves = _leaves(state)
+  hashes = jax.device_get(_fingerprints([*leaves.values()]))
+  return {path: int(h) for path, h in zip(leaves, hashes, strict=True)}
 
 
 def _stored(state: Any) -> Any:
@@ -117,20 +125,21 @@ class Checkpointer:
     return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
   def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict]:
+    stored = _stored(abstract_state)
+    args = ocp.args.StandardRestore(stored)
+    if UNREAD in jax.tree.leaves(stored):  # which StandardRestore does not know
+      restore_args = ocp.checkpoint_utils.construct_restore_args(stored)
+      args = ocp.args.PyTreeRestore(stored, restore_args=restore_args)
     restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_stored(abstract_state)), meta=ocp.args.JsonRestore()
-      ),
+      step, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
     )
     state, meta = restored.state, restored.meta
     if isinstance(state, dict) and dataclasses.is_dataclass(abstract_state):
       state = abstract_state.replace(**state)
-    for (path, want), got in zip(
-      jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(state), strict=True
-    ):
-      if (want.shape, want.dtype) != (got.shape, got.dtype):
-        raise ValueError(f"{jax.tree_util.keystr(path)} is {got.dtype}{got.shape}")
+    got = _leaves(state)
+    for path, want in _leaves(abstract_state).items():
+      if (want.shape, want.dtype) != (got[path].shape, got[path].dtype):
+        raise ValueError(f"{path} is {got[path].dtype}{got[path].shape}")
     wrong = [p for p, h in fingerprints(state).items() if meta["fingerprints"].get(p) != h]
     if wrong:
       raise ValueError(f"fingerprint of {', '.join(wrong[:3])} differs")
@@ -140,7 +149,8 @@ class Checkpointer:
     """The newest checkpoint that is whole: (state, meta).
 
     Args:
-      abstract_for: (meta) -> the abstract state with shardings that the checkpoint holds.
+      abstract_for: (meta) -> the abstract state with shardings that the checkpoint holds; leaves
+        that are UNREAD stay on the disk, and UNREAD in the state.
     Raises:
       ValueError: no checkpoint, or none that is whole; the message names each and why.
     """

@@ -21,7 +21,7 @@ def export(workdir: str, out: str, dtype: str) -> None:
   """
   if os.path.isdir(out) and os.listdir(out):
     raise ValueError(f"--out={out} is not empty; choose another")
-  config, _, tokenizer, state = loading.load(workdir, mesh=(-1, 1), data=False)
+  config, _, tokenizer, state = loading.load(workdir, mesh=(-1, 1), data=False, training=False)
   hf_config.family_of(config.model)  # before anything is written
   os.makedirs(out, exist_ok=True)
   source = {}

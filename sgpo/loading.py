@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from sgpo import config as config_lib
 from sgpo import files, folder, policy, sharding, updates
-from sgpo.checkpoint import Checkpointer
+from sgpo.checkpoint import UNREAD, Checkpointer
 from sgpo.data import make_dataset, strategies
 from sgpo.data.pretrained import PretrainedTokenizer
 from sgpo.data.tokenizers import Tokenizer
@@ -153,7 +153,8 @@ def first_params(run: Run) -> Any:
     return jax.jit(init, out_shardings=shardings)(key)
   if folder.is_model(run.config.init_from):
     return hf.load(run.config.init_from, sharding.placed(run.mesh, {"params": abstract})["params"])
-  params = load(run.config.init_from, run.config.mesh).state.params
+  start = load(run.config.init_from, run.config.mesh, data=False, training=False)
+  params = start.state.params
   for (path, want), got in zip(
     jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
   ):
@@ -165,8 +166,11 @@ def first_params(run: Run) -> Any:
   return jax.device_put(params, shardings)
 
 
-def resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
-  """The position and state of the newest whole checkpoint, or the start."""
+def resume(run: Run, params: Any, training: bool = True) -> tuple[Position, TrainState | None]:
+  """The position and state of the newest whole checkpoint, or the start.
+
+  Without `training` optimizer and judges, more than half of a state, are not read: both are ().
+  """
   if not run.checkpointer.steps:
     return Position(0, 0, None), None
 
@@ -174,9 +178,13 @@ def resume(run: Run, params: Any) -> tuple[Position, TrainState | None]:
     state = jax.eval_shape(stage_method(run, meta["stage"]).init, params)
     if any(path.startswith(".reference") for path in meta["fingerprints"]):
       state = state.replace(reference=params)  # also where this version would keep none
-    return sharding.placed(run.mesh, state)
+    state = sharding.placed(run.mesh, state)
+    unread = lambda tree: tree if training else jax.tree.map(lambda _: UNREAD, tree)
+    return state.replace(opt_state=unread(state.opt_state), critic=unread(state.critic))
 
   state, meta = run.checkpointer.restore(abstract)
+  if not training:
+    state = state.replace(opt_state=(), critic=())
   log.info("resuming stage %s at step %d", run.config.stages[meta["stage"]], meta["step"])
   return Position(meta["stage"], meta["step"], meta["data"]), state
 
@@ -206,12 +214,15 @@ def read_config(workdir: str) -> config_lib.Config:
     raise ValueError(f"{path} is not of this version of sgpo: {error}") from None
 
 
-def load(workdir: str, mesh: tuple[int, int] = (1, 1), data: bool = True) -> Loaded:
+def load(
+  workdir: str, mesh: tuple[int, int] = (1, 1), data: bool = True, training: bool = True
+) -> Loaded:
   """Reads the newest whole checkpoint of a run.
 
   Args:
     mesh: devices on which the state is laid, whatever mesh the run had; (-1, 1) is all of them.
     data: whether its data set, whose files may be elsewhere, is needed, too.
+    training: whether the optimizer's moments and the judges are.
   Raises:
     ValueError: no run there, or no checkpoint that can be read.
   """
@@ -220,7 +231,7 @@ def load(workdir: str, mesh: tuple[int, int] = (1, 1), data: bool = True) -> Loa
   config = dataclasses.replace(config, mesh=mesh, init_from="", model=model)
   run = open_run(config, workdir, data)
   init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)
-  _, state = resume(run, jax.eval_shape(init, jax.random.key(0)))
+  _, state = resume(run, jax.eval_shape(init, jax.random.key(0)), training)
   if state is None:
     raise ValueError(f"{workdir} has no checkpoint yet")
   return Loaded(config, run.dataset, run.tokenizer, merged(state, config))

@@ -77,7 +77,8 @@ def main() -> int:
     parser.error(f"--samples={args.samples} must be positive")
   allocator.keep_heap()
   try:
-    out = solve(loading.load(args.workdir, mesh=(-1, 1)), args.question, args.samples, args.seed)
+    loaded = loading.load(args.workdir, mesh=(-1, 1), training=False)
+    out = solve(loaded, args.question, args.samples, args.seed)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

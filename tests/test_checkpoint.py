@@ -63,6 +63,14 @@ def test_nothing_left_says_so(tmp_path):
     Checkpointer(str(tmp_path)).restore(abstract)
 
 
+def test_what_is_not_asked_for_stays_on_the_disk(tmp_path):
+  Checkpointer(str(tmp_path)).save(1, state_at(1), {"step": 1})
+  part = lambda _: abstract(None) | {"w": checkpoint.UNREAD}
+  state, _ = Checkpointer(str(tmp_path)).restore(part)
+  assert state["w"] is checkpoint.UNREAD
+  np.testing.assert_array_equal(state["n"], state_at(1)["n"])
+
+
 def test_another_shape_is_refused(tmp_path):
   c = Checkpointer(str(tmp_path))
   c.save(1, state_at(1), {})

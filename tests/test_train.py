@@ -211,6 +211,10 @@ def test_solve_answers_from_a_run(finished):
   assert {"strategy", "execution", "answer"} == set(out["rows"][0])
   with pytest.raises(ValueError, match="holds no run"):
     loading.load(os.path.dirname(finished))
+  whole, part = (loading.load(finished, training=x).state for x in (True, False))
+  assert part.opt_state == part.critic == ()
+  jax.tree.map(np.testing.assert_array_equal, part.params, whole.params)
+  jax.tree.map(np.testing.assert_array_equal, part.bank, whole.bank)
   with pytest.raises(ValueError, match=r"this run has room for 144 .config.eval.prompt.; shorten"):
     solve.solve(loading.load(finished), "Tom has 12 cards. " * 40, 1, seed=0)
 

@@ -57,7 +57,7 @@ def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
       raise ValueError(
         f"{path} is a run, which keeps its own dtype, template and chat template: give none of them"
       )
-    config, _, tokenizer, state = loading.load(path, mesh=(-1, 1), data=False)
+    config, _, tokenizer, state = loading.load(path, mesh=(-1, 1), data=False, training=False)
     lm = transformer.make_lm(config.model, tokenizer.vocab_size)
     return Loaded(lm, state.params, tokenizer, config.sampling.calculator)
   model, vocab = hf_config.read_config(path)
