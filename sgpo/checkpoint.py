@@ -149,8 +149,9 @@ class Checkpointer:
     """The newest checkpoint that is whole: (state, meta).
 
     Args:
-      abstract_for: (meta) -> the abstract state with shardings that the checkpoint holds; leaves
-        that are UNREAD stay on the disk, and UNREAD in the state.
+      abstract_for: (meta) -> the abstract state with shardings that the checkpoint holds; of a
+        Checkpointer that only reads, leaves may be UNREAD: they stay on the disk, and so in the
+        state.
     Raises:
       ValueError: no checkpoint, or none that is whole; the message names each and why.
     """

@@ -186,11 +186,6 @@ def _check_stages(config: Any) -> None:
       f"config.reward.faithfulness = {config.reward.faithfulness:g} compares with another family's "
       "strategy: set config.sgpo.sources above 1, or config.reward.faithfulness=0.0"
     )
-  if config.bank.file and not (config.bank.capacity and "sgpo" in config.stages):
-    raise ValueError(
-      f"config.bank.file = {config.bank.file!r} fills the bank of a stage 'sgpo' with "
-      f"config.bank.capacity above 0; stages = {config.stages}, capacity = {config.bank.capacity}"
-    )
   for name, off, unable in UNREAD:
     stage = next((stage for stage in config.stages if stage in unable), None)
     if stage and (value := get(config, name)):

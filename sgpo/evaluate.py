@@ -93,7 +93,8 @@ def summarize(rows: list[dict], samples: int, by_class: bool = False) -> dict:
     known = lambda row: [c for c in row.get("sibling_correct", ()) if c is not None]
     if tried := [row for row in graded if known(row)]:
       out["siblings"] = ci([np.mean(known(row)) for row in tried], tried)
-  out["truncated"] = float(np.mean([cut for row in rows for cut in row["cut"]]))
+  if None not in (cuts := [cut for row in rows for cut in row["cut"]]):
+    out["truncated"] = float(np.mean(cuts))
   out["unparsed"] = float(np.mean([answer is None for row in rows for answer in row["answers"]]))
   return out
 
@@ -119,6 +120,8 @@ def choose(dataset, args: argparse.Namespace) -> list[list[Problem]]:
   split = args.split or dataset.splits[0]
   if split not in dataset.splits:
     raise ValueError(f"--split={split} is unknown.{config_lib.suggest(split, [*dataset.splits])}")
+  if not dataset.size(split):
+    raise ValueError(f"--data={args.data} has no problems of split {split}")
   return [[dataset.problem(split, i)] for i in range(min(args.limit, dataset.size(split)))]
 
 
@@ -269,8 +272,7 @@ def main() -> int:
     if isinstance(value, dict) and "mean" in value:
       print(f"{name:<8} {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
   print(f"problems {summary['problems']}, ungraded {summary['ungraded']}, "
-        f"truncated {summary['truncated']:.3f}, unparsed {summary['unparsed']:.3f}, "
-        f"{summary['seconds']} s")  # fmt: skip
+        f"unparsed {summary['unparsed']:.3f}, {summary['seconds']} s")  # fmt: skip
   return 0
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,31 +81,44 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
   return out
 
 
+def _ancestors(start: str) -> Iterator[tuple[str, config_lib.Config]]:
+  """A run's folder and configuration, then those that it started from, as far as they are there."""
+  seen = set()
+  while start and start not in seen and os.path.exists(os.path.join(start, "config.json")):
+    if folder.is_model(start):
+      return
+    try:
+      config = read_config(start)
+    except ValueError:
+      if not seen:  # it is to be started from itself
+        raise
+      return
+    yield start, config
+    seen.add(start)
+    start = config.init_from
+
+
 def check_start(config: config_lib.Config) -> None:
   """Refuses to start from a run that has learnt classes which this one takes for unseen.
 
-  So may have those that it started from, as far as their folders are there.
+  So may have those that it started from.
 
   Raises:
     ValueError: its shares of annotated classes, or of annotated and practice classes, are larger.
   """
-  start = config.init_from
-  if not start or not os.path.exists(os.path.join(start, "config.json")) or folder.is_model(start):
-    return
-  there, mine = read_config(start), config.data
-  check_start(dataclasses.replace(config, init_from=there.init_from))
-  other = there.data
-  if other.name != mine.name:
-    return
-  practised = other.practice if {*there.stages} - {"sft", "sft_more"} else 0.0
-  if mine.annotated < other.annotated or (
-    mine.annotated + mine.practice < other.annotated + practised
-  ):
-    raise ValueError(
-      f"config.data.annotated = {mine.annotated:g}, practice = {mine.practice:g}: "
-      f"the start {start} has learnt classes that would count as unseen here; it had "
-      f"annotated = {other.annotated:g}, practice = {other.practice:g}, set them to these"
-    )
+  mine = config.data
+  for start, there in _ancestors(config.init_from):
+    other = there.data
+    practised = other.practice if {*there.stages} - {"sft", "sft_more"} else 0.0
+    if other.name == mine.name and (
+      mine.annotated < other.annotated
+      or mine.annotated + mine.practice < other.annotated + practised
+    ):
+      raise ValueError(
+        f"config.data.annotated = {mine.annotated:g}, practice = {mine.practice:g}: "
+        f"the start {start} has learnt classes that would count as unseen here; it had "
+        f"annotated = {other.annotated:g}, practice = {other.practice:g}, set them to these"
+      )
 
 
 def tokenizer_of(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
@@ -117,6 +131,8 @@ def tokenizer_of(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
     return PretrainedTokenizer(config.init_from, config.data)
   if config.init_from:
     return tokenizer_of(dataclasses.replace(config, init_from=""), dataset, config.init_from)
+  if dataset is None:
+    raise ValueError(f"{workdir} has no tokenizer and no checkpoint yet")
   pieces = strategies.pieces(config.data)
   return Tokenizer.train(dataset.texts(), config.data.vocab_size, pieces)
 

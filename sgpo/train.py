@@ -49,24 +49,6 @@ def check(config: config_lib.Config) -> None:
       raise ValueError(f"unknown method {stage!r} in config.stages.{hint}")
   if len(set(config.stages)) < len(config.stages):
     raise ValueError(f"config.stages = {config.stages} names a method twice; files are by its name")
-  for stage in config.stages:
-    if stage in ("rlhf", "prm") and not config.critic.steps:
-      raise ValueError(
-        f"config.critic.steps = 0: the model by which stage {stage!r} pays would learn nothing"
-      )
-  for stage in config.stages[1:]:
-    if not (config.sft if stage == "sft" else config.sgpo).steps:
-      raise ValueError(
-        f"config.stages = {config.stages}: stage {stage!r} has no steps, and would leave no "
-        "checkpoint behind the stage before it; leave it out, or start it with config.init_from"
-      )
-  for name in ("template", "chat"):
-    asked = getattr(config.data, name)
-    if asked != getattr(config_lib.Data(), name) and not config.init_from:
-      raise ValueError(
-        f"config.data.{name} = {asked!r} is for the tokenizer of a model folder: give one as "
-        "config.init_from"
-      )
   mesh = sharding.make_mesh(config.mesh)
   if config.bank.capacity % mesh.size:
     raise ValueError(
@@ -91,6 +73,33 @@ def check(config: config_lib.Config) -> None:
         f"by the mesh's data axis of {data} devices"
       )
   loading.check_start(config)
+
+
+def check_asked(config: config_lib.Config) -> None:
+  """Raises ValueError for what a run would not read, or do. One that began before may go on."""
+  if config.bank.file and not (config.bank.capacity and "sgpo" in config.stages):
+    raise ValueError(
+      f"config.bank.file = {config.bank.file!r} fills the bank of a stage 'sgpo' with "
+      f"config.bank.capacity above 0; stages = {config.stages}, capacity = {config.bank.capacity}"
+    )
+  judged = [stage for stage in config.stages if stage in ("rlhf", "prm")]
+  if judged and not config.critic.steps:
+    raise ValueError(
+      f"config.critic.steps = 0: the model by which stage {judged[0]!r} pays would learn nothing"
+    )
+  for stage in config.stages[1:]:
+    if stage not in judged and not (config.sft if stage == "sft" else config.sgpo).steps:
+      raise ValueError(
+        f"config.stages = {config.stages}: stage {stage!r} has no steps, and would leave no "
+        "checkpoint behind the stage before it; leave it out, or start it with config.init_from"
+      )
+  for name in ("template", "chat"):
+    asked = getattr(config.data, name)
+    if asked != getattr(config_lib.Data(), name) and not config.init_from:
+      raise ValueError(
+        f"config.data.{name} = {asked!r} is for the tokenizer of a model folder: give one as "
+        "config.init_from"
+      )
 
 
 def check_data(config: config_lib.Config, dataset) -> None:
@@ -283,10 +292,13 @@ def run(config: config_lib.Config, workdir: str) -> str:
   """
   workdir = os.path.abspath(workdir)
   config = loading.adopt(config, workdir)
+  fresh = not os.path.exists(os.path.join(workdir, "config.json"))
   check(config)
+  if fresh:
+    check_asked(config)
   dataset = make_dataset(config.data)
   check_data(config, dataset)  # before the folder: errors leave nothing behind
-  if not os.path.exists(os.path.join(workdir, "config.json")):
+  if fresh:
     pipeline.check_room(dataset, loading.tokenizer_of(config, dataset, workdir), config)
   main = jax.process_index() == 0
   if main:

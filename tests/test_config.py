@@ -72,13 +72,6 @@ def test_mistakes_name_key_and_value(path, value, message):
     config_lib.read(changed(path, value))
 
 
-def test_a_file_for_a_bank_that_is_not_there_is_refused():
-  config = changed("bank.file", "b.jsonl")
-  config.bank.capacity = 0
-  with pytest.raises(ValueError, match="bank.file = 'b.jsonl' fills the bank .* capacity = 0"):
-    config_lib.read(config)
-
-
 def test_whole_numbers_pass_as_floats():
   assert config_lib.read(changed("sft.clip", 2)).sft.clip == 2.0
 

@@ -151,6 +151,8 @@ def test_no_permission_is_said(tmp_path):
     ({"data": config_lib.Data(name="word_problem")}, 'Did you mean "word_problems"'),
     ({"stages": ("prm",), "critic": config_lib.Critic(steps=0)}, "critic.steps = 0"),
     ({"sgpo": dataclasses.replace(CONFIG.sgpo, steps=0)}, "stage 'sgpo' has no steps"),
+    ({"bank": dataclasses.replace(CONFIG.bank, file="b.jsonl", capacity=0)}, "b.jsonl' fills the"),
+    ({"bank": dataclasses.replace(CONFIG.bank, file="b"), "stages": ("sft",)}, "of a stage 'sgpo'"),
     ({"data": dataclasses.replace(CONFIG.data, chat=True)}, "chat = True is for the tokenizer of"),
   ],
 )
@@ -203,6 +205,11 @@ def test_so_is_one_whose_own_start_has(finished, tmp_path):
   last = dataclasses.replace(CONFIG, data=data, init_from=str(tmp_path / "between"))
   with pytest.raises(ValueError, match=f"start {finished} has learnt classes"):
     loading.check_start(last)
+  round_about = dataclasses.replace(CONFIG, init_from=str(tmp_path / "between"))
+  folder.make(round_about, str(tmp_path / "after"))
+  again = dataclasses.replace(between, init_from=str(tmp_path / "after"))
+  files.write_json(str(tmp_path / "between" / "config.json"), folder.as_json(again))
+  loading.check_start(round_about)  # two that name each other end, too
 
 
 def test_solve_answers_from_a_run(finished):

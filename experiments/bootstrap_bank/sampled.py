@@ -40,7 +40,8 @@ def outcomes(
   with graders.opened("math" if "math" in dataset.graders else "numeric") as grader:
     for family, members in zip(families, rows, strict=True):
       golds = [problem.gold for problem in family for _ in range(samples)]
-      grades = grader(golds, [sample.text for row in members for sample in row])
+      texts = ["" if sample.cut else sample.text for row in members for sample in row]
+      grades = grader(golds, texts)
       right_JG = np.array([g.correct is True for g in grades]).reshape(len(family), samples)
       tried = collections.defaultdict(list)
       for sample, right_J in zip(members[0], right_JG.T, strict=True):

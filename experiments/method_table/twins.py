@@ -24,7 +24,7 @@ PAIRS = (("sgpo", "grpo"), ("sgpo", "prm"))
 
 def markdown(args: argparse.Namespace, found: tables.Results) -> str:
   """Both halves of the held-out problems: means, and paired differences."""
-  first = found["sgpo"][0]
+  first = found[methods.COLD][0]
   config = runs.configured(first["config"], first["options"])
   dataset, e = make_dataset(config.data), config.eval
   trained = {
@@ -42,7 +42,9 @@ def markdown(args: argparse.Namespace, found: tables.Results) -> str:
     return tables.cell(tables.interval(values[:, :, where_N], [of_class[where_N]]))
 
   body = [[name, cell(name, twin_N), cell(name, ~twin_N)] for name in found]
-  body += [[f"{a} - {b}", cell(a, twin_N, b), cell(a, ~twin_N, b)] for a, b in PAIRS]
+  body += [
+    [f"{a} - {b}", cell(a, twin_N, b), cell(a, ~twin_N, b)] for a, b in PAIRS if {a, b} <= {*found}
+  ]
   number = sum(classes.formula(plan) in trained for plan in held_out)
   return (
     "Made by `python -m experiments.method_table.twins` from the table's records. "

@@ -33,6 +33,7 @@ JSON, MODEL, SETTINGS, GENERATION, MARKERS = (
   "generation_config.json",
   "sgpo_tokens.json",
 )
+END = "eos_token_id"  # beside the markers
 FILES = (  # config.json and generation_config.json are the model's: export keeps what they say
   JSON, MODEL, SETTINGS, GENERATION, "special_tokens_map.json", "chat_template.jinja",
   "config.json",
@@ -41,6 +42,7 @@ _RESERVED = re.compile(
   r"<\|reserved_special_token_\d+\|>|<unused\d+>|\[control_\d+\]|<\|extra_\d+\|>"
 )
 _HERE = "\ue000question\ue000"  # stands for the question while a chat template is filled
+TODAY = time.strptime("2024-07-26", "%Y-%m-%d")  # for templates that ask: a prompt is no diary
 WORD = "▁"  # begins a word in sentencepiece vocabularies
 ROUND = 128  # vocabularies that grow become a multiple of this, so that meshes divide them
 
@@ -165,7 +167,9 @@ class PretrainedTokenizer(Tokenizer):
       raise ValueError(f"{folder} has neither {JSON} nor {MODEL}: no tokenizer")
     find = self._backend.find
     self._eos = self._special("eos_token", ("</s>", "<|im_end|>", "<eos>", "<|end_of_text|>"))
-    if data.chat and (turn_end := self._turn_end()) is not None:
+    if os.path.exists(path := os.path.join(folder, MARKERS)):  # a run's: trained to end so
+      self._eos = files.read_json(path).get(END, self._eos)
+    elif data.chat and (turn_end := self._turn_end()) is not None:
       self._eos = turn_end
     self.markers, added = {}, self._backend.size
     spare = iter(self._backend.reserved)
@@ -217,7 +221,7 @@ class PretrainedTokenizer(Tokenizer):
       raise ValueError(f"the chat template of {self.folder} refuses: {message}")
 
     env.globals["raise_exception"] = refuse
-    env.globals["strftime_now"] = time.strftime
+    env.globals["strftime_now"] = lambda form: time.strftime(form, TODAY)
     special = {
       name: _content(self._settings.get(name)) or ""
       for name in ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -318,7 +322,7 @@ class PretrainedTokenizer(Tokenizer):
     for name in FILES:
       if os.path.exists(source := os.path.join(self.folder, name)):
         shutil.copyfile(source, os.path.join(path, name))
-    files.write_json(os.path.join(path, MARKERS), self.markers)
+    files.write_json(os.path.join(path, MARKERS), self.markers | {END: self._eos})
 
   def export(self, path: str) -> None:
     """Copies them for other tools: markers that follow the vocabulary are its tokens there."""

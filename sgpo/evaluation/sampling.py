@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
   text: str
   strategy: str = ""
-  cut: bool = False  # an execution without an end
+  cut: bool | None = None  # whether an execution has no end; of answers alone it is not told
 
 
 class Loaded(NamedTuple):

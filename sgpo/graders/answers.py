@@ -50,9 +50,16 @@ def _bare(line: str) -> str:
     before, line = line, line.strip().rstrip(".")
     for left, right in _PAIRS:
       inner = line[len(left) : len(line) - len(right)]
-      if line == left + inner + right and left not in inner and right not in inner:
+      plain = inner.replace("\\$", "")
+      if line == left + inner + right and left not in plain and right not in plain:
         line = inner
   return line
+
+
+def _sentence(line: str) -> str:
+  """The line to the end of its sentence; all of it where only then a number is in it: Rs. 500."""
+  first = re.split(r"\.\s", line, maxsplit=1)[0]
+  return first if _SAYS.search(first) or not _SAYS.search(line) else line
 
 
 def marked_answer(text: str) -> str | None:
@@ -67,7 +74,6 @@ def marked_answer(text: str) -> str | None:
     return boxes[-1][1] or _boxed(text, boxes[-1].end())
   if hashes:
     return _bare(_line(text[hashes[-1].end() :]))
-  sentence = lambda line: re.split(r"\.\s", line, maxsplit=1)[0]
-  if found := [sentence(_line(text[phrase.end() :])) for phrase in _PHRASE.finditer(text)]:
+  if found := [_sentence(_line(text[phrase.end() :])) for phrase in _PHRASE.finditer(text)]:
     return _bare(next((line for line in reversed(found) if _SAYS.search(line)), found[-1]))
   return None

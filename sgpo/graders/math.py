@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -25,12 +26,14 @@ class _Worker:
 
   def __init__(self):
     path = os.pathsep.join(filter(None, [PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")]))
+    # Ctrl-C stops the run in order and must not stop this one before: it inherits the mask.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     self.process = subprocess.Popen(
       [sys.executable, "-m", "sgpo.graders.worker"], text=True, bufsize=1,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
       env=os.environ | {"PYTHONPATH": path},
-      start_new_session=True,  # Ctrl-C stops the run in order; it must not stop these before
     )  # fmt: skip
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     self.item: int | None = None
     self.ready = False
     self.done = 0

@@ -3,7 +3,8 @@
 The product is added to the weights once a step, before the model runs, so that it fits any matrix
 of any model, sampling costs nothing more, and merging is the same line. (qwix puts the adapters
 into the model's own products; ours joins q, k and v before them, where it finds none.) Saved are
-the optimizer's moments and the second copy of the weights as reference, not the gradient's arrays.
+the optimizer's moments and, of a stage that keeps its start, the second copy of the weights; not
+the gradient's arrays.
 """
 
 import math

@@ -172,13 +172,19 @@ def test_an_answer_in_a_chat_ends_with_its_turn(tmp_path):
   )
   make = lambda chat: PretrainedTokenizer(folder, config_lib.Data(vocab_size=size, chat=chat))
   assert (make(False).symbols.eos, make(True).symbols.eos) == (1, len(SPECIAL))
+  for asked in (True, False):  # a run goes on as it began, however it is read
+    make(asked).save(str(tmp_path / f"run{asked}"))
+    again = lambda chat, run=f"run{asked}": PretrainedTokenizer(
+      str(tmp_path / run), config_lib.Data(vocab_size=size, chat=chat)
+    )
+    assert again(True).symbols.eos == again(False).symbols.eos == make(asked).symbols.eos
 
 
 @pytest.mark.parametrize(
   "chat, message",
   [
     (
-      "{{ strftime_now('%Y')[:2] }}{% for m in messages %}{{ m.content }}{% break %}{% endfor %}",
+      "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% break %}{% endfor %}",
       "",
     ),
     ([{"name": "tools", "template": "x"}, {"name": "default", "template": CHAT}], ""),
@@ -193,7 +199,8 @@ def test_chat_templates(tmp_path, chat, message):
     with pytest.raises(ValueError, match=message):
       make()
   else:
-    assert "How many?" in make().decode(make().encode_prompt("How many?"))
+    prompt = make().decode(make().encode_prompt("How many?"))
+    assert "How many?" in prompt and ("strftime" not in str(chat) or "26 Jul 2024" in prompt)
 
 
 def test_prefixes_of_ids_give_prefixes_of_text(made):
