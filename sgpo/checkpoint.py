@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -35,7 +34,7 @@ def _fingerprint(x: jax.Array) -> jax.Array:
   bits = bits.astype(jnp.uint32)
   place = jnp.zeros(x.shape, jnp.uint32)
   for axis in range(x.ndim):
-    stride = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+    stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
     place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
   mixed = (bits ^ (place * jnp.uint32(2654435761))) * jnp.uint32(2246822519)
   return (mixed ^ (mixed >> 15)).sum(dtype=jnp.uint32)

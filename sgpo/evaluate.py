@@ -77,10 +77,11 @@ def summarize(rows: list[dict], samples: int, by_class: bool = False) -> dict:
   `by_class`: over their classes, each with all of its problems.
   """
   graded = [row for row in rows if None not in row["correct"]]
-  classes = lambda rows: (
-    statistics.class_numbers([row["class"] for row in rows]) if by_class else None
-  )
-  ci = lambda values, rows=graded: statistics.bootstrap_interval(np.array(values), classes(rows))
+
+  def ci(values: list, rows: list[dict] = graded) -> statistics.Interval:
+    classes = statistics.class_numbers([row["class"] for row in rows]) if by_class else None
+    return statistics.bootstrap_interval(values, classes)
+
   out = {"problems": len(rows), "ungraded": len(rows) - len(graded), "samples": samples}
   if graded:
     k = 1
@@ -162,7 +163,7 @@ def grade_batch(
   for family, members in zip(families, sampled, strict=True):
     for problem, samples in zip(family, members, strict=True):
       golds += [problem.gold] * len(samples)
-      flat += ["" if sample.cut else sample.text for sample in samples]
+      flat += [sample.graded for sample in samples]
   grades = iter(grader(golds, flat))
   rows = []
   for family, members in zip(families, sampled, strict=True):

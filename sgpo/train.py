@@ -283,14 +283,12 @@ def finish_stage(run: loading.Run, state: TrainState, stage: int, global_step: i
 # --- the whole ------------------------------------------------------------------------------
 
 
-def run(config: config_lib.Config, workdir: str) -> str:
-  """Runs or resumes a configuration in a folder. Returns the path of its report.
+def begin(config: config_lib.Config, workdir: str) -> config_lib.Config:
+  """Checks a configuration and makes its folder, or finds it. Returns it with the start's sizes.
 
   Raises:
     ValueError: a configuration that cannot run, or a folder that cannot hold it.
-    Interrupted: a signal came; everything is saved.
   """
-  workdir = os.path.abspath(workdir)
   config = loading.adopt(config, workdir)
   fresh = not os.path.exists(os.path.join(workdir, "config.json"))
   check(config)
@@ -300,11 +298,22 @@ def run(config: config_lib.Config, workdir: str) -> str:
   check_data(config, dataset)  # before the folder: errors leave nothing behind
   if fresh:
     pipeline.check_room(dataset, loading.tokenizer_of(config, dataset, workdir), config)
-  main = jax.process_index() == 0
-  if main:
+  if jax.process_index() == 0:
     folder.make(config, workdir)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("folder")
+  return config
+
+
+def run(config: config_lib.Config, workdir: str) -> str:
+  """Runs or resumes a configuration in a folder. Returns the path of its report.
+
+  Raises:
+    ValueError: a configuration that cannot run, or a folder that cannot hold it.
+    Interrupted: a signal came; everything is saved.
+  """
+  workdir, main = os.path.abspath(workdir), jax.process_index() == 0
+  config = begin(config, workdir)
   if os.path.exists(os.path.join(workdir, "DONE")):
     print(f"{workdir} is done; its report is {workdir}/report.html")
     return os.path.join(workdir, "report.html")

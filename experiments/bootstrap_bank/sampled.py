@@ -40,8 +40,7 @@ def outcomes(
   with graders.opened("math" if "math" in dataset.graders else "numeric") as grader:
     for family, members in zip(families, rows, strict=True):
       golds = [problem.gold for problem in family for _ in range(samples)]
-      texts = ["" if sample.cut else sample.text for row in members for sample in row]
-      grades = grader(golds, texts)
+      grades = grader(golds, [sample.graded for row in members for sample in row])
       right_JG = np.array([g.correct is True for g in grades]).reshape(len(family), samples)
       tried = collections.defaultdict(list)
       for sample, right_J in zip(members[0], right_JG.T, strict=True):

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments import runs, tables
 from experiments.method_table import methods
-from experiments.method_table.run import finish, header, parser, settled
+from experiments.method_table.run import finish, header, jobs_of, parser, recorded, settled
 from sgpo import allocator, loading
 from sgpo.methods.registry import METHODS
 from sgpo.report import charts
@@ -174,10 +174,13 @@ def main() -> int:
   flags = parser(__doc__.splitlines()[0], "runs/method_table")
   flags.add_argument("--table", default="", help="records of the method table; else of --runs")
   flags.add_argument("--rounds", type=int, default=7, help="steps that are timed of each method")
-  numbers = runs.numbers
-  flags.add_argument("--worked", type=numbers, default=WORKED, help="points of the first curve")
-  flags.add_argument("--families", type=numbers, default=FAMILIES, help="of the second curve")
-  flags.add_argument("--curve_seeds", type=numbers, default="", help="some of --seeds; else all")
+  flags.add_argument(
+    "--worked", type=runs.numbers, default=WORKED, help="points of the first curve"
+  )
+  flags.add_argument("--families", type=runs.numbers, default=FAMILIES, help="of the second curve")
+  flags.add_argument(
+    "--curve_seeds", type=runs.numbers, default="", help="some of --seeds; else all"
+  )
   args = settled(flags.parse_args())
   args.curve_seeds = args.curve_seeds or args.seeds
   if not (args.worked or args.families):
@@ -185,28 +188,26 @@ def main() -> int:
   if other := {*args.curve_seeds} - {*args.seeds}:
     flags.error(f"--curve_seeds: {min(other)} is not of --seeds={','.join(map(str, args.seeds))}")
   allocator.keep_heap()
-  store = runs.Records(args.table or os.path.join(args.runs, "records.jsonl"))
-  cold = [methods.cold(args, seed) for seed in args.seeds]
-  behind = methods.jobs(args, methods.METHODS, cold)
-  made = {methods.COLD: cold} | behind
-  find = lambda job: store.find(job.as_json())
-  table = {name: [row for row in map(find, jobs) if row] for name, jobs in made.items()}
-  if missing := [name for name, records in table.items() if len(records) != len(args.seeds)]:
-    print(f"error: {store.path} lacks runs of {', '.join(missing)}; make them with "
-          "python -m experiments.method_table.run", file=sys.stderr)  # fmt: skip
+  made = jobs_of(args, methods.METHODS)
+  try:
+    table = recorded(made, args.table or os.path.join(args.runs, "records.jsonl"))
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
     return 1
   if broken := tables.broken_controls(table, ["sgpo", methods.COLD]):  # before the curves are made
     print("error: controls do not fail: " + "; ".join(broken), file=sys.stderr)
     return 1
-  own = runs.configured(args.config, cold[0].options).data.worked_examples
+  own = runs.configured(args.config, made[methods.COLD][0].options).data.worked_examples
   jobs = curve_jobs(args, own)
   try:
     found = runs.results(jobs, args.out, args.runs, args.workers)
-    start = runs.made(cold[0], args.runs)
+    start = runs.made(made[methods.COLD][0], args.runs)
   except (ValueError, RuntimeError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  timed = seconds({name: jobs[0] for name, jobs in behind.items()}, args.rounds, start)
+  timed = seconds(
+    {name: jobs[0] for name, jobs in made.items() if name in methods.METHODS}, args.rounds, start
+  )
   for name in (methods.COLD, *LEARNERS):
     found[f"{name}_w{own}"] = [row for row in table[name] if row["seed"] in args.curve_seeds]
   text = report(args, table, found, timed)

@@ -80,11 +80,32 @@ def chosen(args: argparse.Namespace, known: dict, usual: Iterable[str] = ()) -> 
   return names
 
 
+def jobs_of(args: argparse.Namespace, known: dict) -> dict[str, list[runs.Job]]:
+  """The runs of the cold start and of methods behind it, by name, one a seed."""
+  cold = [methods.cold(args, seed) for seed in args.seeds]
+  return {methods.COLD: cold} | methods.jobs(args, known, cold)
+
+
 def results(args: argparse.Namespace, known: dict, names: list[str]) -> tables.Results:
   """Makes what is missing. Records of the cold start and of the methods, by name."""
-  cold = [methods.cold(args, seed) for seed in args.seeds]
-  jobs = {methods.COLD: cold} | methods.jobs(args, {name: known[name] for name in names}, cold)
+  jobs = jobs_of(args, {name: known[name] for name in names})
   return runs.results(jobs, args.out, args.runs, args.workers)
+
+
+def recorded(jobs: dict[str, list[runs.Job]], path: str) -> tables.Results:
+  """The records of runs of this table in a file, nothing being run.
+
+  Raises:
+    ValueError: one is missing.
+  """
+  store = runs.Records(path)
+  found = {name: [store.find(job.as_json()) for job in row] for name, row in jobs.items()}
+  if missing := [name for name, records in found.items() if None in records]:
+    raise ValueError(
+      f"{path} lacks runs of {', '.join(missing)}; make them with "
+      "python -m experiments.method_table.run"
+    )
+  return found
 
 
 def header(

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import runs, tables
 from experiments.method_table import methods
-from experiments.method_table.run import chosen, parser, settled
+from experiments.method_table.run import jobs_of, parser, recorded, settled
 from sgpo import files
 from sgpo.data import classes, make_dataset
 
@@ -42,9 +42,7 @@ def markdown(args: argparse.Namespace, found: tables.Results) -> str:
     return tables.cell(tables.interval(values[:, :, where_N], [of_class[where_N]]))
 
   body = [[name, cell(name, twin_N), cell(name, ~twin_N)] for name in found]
-  body += [
-    [f"{a} - {b}", cell(a, twin_N, b), cell(a, ~twin_N, b)] for a, b in PAIRS if {a, b} <= {*found}
-  ]
+  body += [[f"{a} - {b}", cell(a, twin_N, b), cell(a, ~twin_N, b)] for a, b in PAIRS]
   number = sum(classes.formula(plan) in trained for plan in held_out)
   return (
     "Made by `python -m experiments.method_table.twins` from the table's records. "
@@ -58,15 +56,9 @@ def markdown(args: argparse.Namespace, found: tables.Results) -> str:
 def main() -> int:
   """Command line."""
   args = settled(parser(__doc__.splitlines()[0], "runs/method_table").parse_args())
-  store = runs.Records(os.path.join(args.out, "records.jsonl"))
   try:
-    names = chosen(args, methods.METHODS)
-    cold = [methods.cold(args, seed) for seed in args.seeds]
-    jobs = {methods.COLD: cold}
-    jobs |= methods.jobs(args, {name: methods.METHODS[name] for name in names}, cold)
-    found = {name: [store.find(job.as_json()) for job in row] for name, row in jobs.items()}
-    if missing := [name for name, records in found.items() if None in records]:
-      raise ValueError(f"{store.path} lacks runs of {', '.join(missing)}: make the method table")
+    jobs = jobs_of(args, methods.METHODS)
+    found = recorded(jobs, os.path.join(args.out, "records.jsonl"))
     text = markdown(args, found)
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -72,9 +72,9 @@ class MATH:
         f"config.data.path = {data.path!r} has no folder test and no {' or '.join(FILES['test'])}; "
         "put MATH there"
       )
-    seen = {" ".join(problem.question.split()) for problem in self.test}
-    read = self._read("train")
-    self.train = [p for p in read if " ".join(p.question.split()) not in seen]
+    words = lambda problem: tuple(problem.question.split())  # however it is spaced
+    seen, read = {*map(words, self.test)}, self._read("train")
+    self.train = [problem for problem in read if words(problem) not in seen]
     if len(self.train) < len(read):
       log.warning("%d training problems of %s stand in the test set and are left out",
                   len(read) - len(self.train), data.path)  # fmt: skip

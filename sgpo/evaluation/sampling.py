@@ -25,6 +25,11 @@ class Sample(NamedTuple):
   strategy: str = ""
   cut: bool | None = None  # whether an execution has no end; of answers alone it is not told
 
+  @property
+  def graded(self) -> str:
+    """The text that a grader reads: none of what was cut off."""
+    return "" if self.cut else self.text
+
 
 class Loaded(NamedTuple):
   """A model to evaluate."""

@@ -201,6 +201,6 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
   method = judged.make(learn, ("reward", "value"), config, dataset, tokenizer, mesh)
 
   def init(params) -> TrainState:  # whatever config.sgpo.kl: divergence is part of the reward
-    return method.init(params).replace(reference=updates.frozen(params, config, True))
+    return method.init(params).replace(reference=updates.frozen(params, config, read=True))
 
   return method._replace(init=init)

@@ -58,12 +58,12 @@ def make(config: Config, dataset, tokenizer, mesh) -> Method:
       bank = policy.empty_bank(config)
     trained = updates.trained(params, config)
     # The start embeds the bank's queries, and a KL term is measured from it.
-    start_read = bool(config.bank.capacity or c.kl)
+    start = updates.frozen(params, config, read=bool(config.bank.capacity or c.kl))
     return TrainState(
       step=zero,
       params=trained,
       opt_state=optimizer.init(trained),
-      reference=updates.frozen(params, config, start_read),
+      reference=start,
       bank=bank,
       skipped=zero,
     )
