@@ -137,10 +137,8 @@ def tokenizer_of(config: config_lib.Config, dataset, workdir: str) -> Tokenizer:
   return Tokenizer.train(dataset.texts(), config.data.vocab_size, pieces)
 
 
-def open_run(config: config_lib.Config, workdir: str, data: bool = True) -> Run:
-  """All that a run in a folder needs, with its data set or None; its tokenizer is written there."""
-  dataset = make_dataset(config.data) if data else None
-  tokenizer = tokenizer_of(config, dataset, workdir)
+def open_run(config: config_lib.Config, workdir: str, dataset: Any, tokenizer: Tokenizer) -> Run:
+  """All that a run in a folder needs, its data set may be None; its tokenizer is written there."""
   path = os.path.join(
     workdir, TOKENIZER if isinstance(tokenizer, PretrainedTokenizer) else "tokenizer.model"
   )
@@ -245,7 +243,8 @@ def load(
   config = read_config(workdir)
   model = dataclasses.replace(config.model, attention="parts")  # on whatever device
   config = dataclasses.replace(config, mesh=mesh, init_from="", model=model)
-  run = open_run(config, workdir, data)
+  dataset = make_dataset(config.data) if data else None
+  run = open_run(config, workdir, dataset, tokenizer_of(config, dataset, workdir))
   init = lambda key: policy.init_params(config, run.tokenizer.vocab_size, key)
   _, state = resume(run, jax.eval_shape(init, jax.random.key(0)), training)
   if state is None:

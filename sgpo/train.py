@@ -24,6 +24,7 @@ from sgpo import (
 )
 from sgpo import config as config_lib
 from sgpo.data import make_dataset, pipeline
+from sgpo.data.tokenizers import Tokenizer
 from sgpo.evaluation import evaluate as evaluation
 from sgpo.graders.rollouts import HostGradedStep
 from sgpo.methods import Method
@@ -283,8 +284,11 @@ def finish_stage(run: loading.Run, state: TrainState, stage: int, global_step: i
 # --- the whole ------------------------------------------------------------------------------
 
 
-def begin(config: config_lib.Config, workdir: str) -> config_lib.Config:
-  """Checks a configuration and makes its folder, or finds it. Returns it with the start's sizes.
+def begin(config: config_lib.Config, workdir: str) -> tuple[config_lib.Config, Any, Tokenizer]:
+  """Checks a configuration and makes its folder, or finds it.
+
+  Returns:
+    The configuration with the sizes of what it starts from, its data set and its tokenizer.
 
   Raises:
     ValueError: a configuration that cannot run, or a folder that cannot hold it.
@@ -296,13 +300,14 @@ def begin(config: config_lib.Config, workdir: str) -> config_lib.Config:
     check_asked(config)
   dataset = make_dataset(config.data)
   check_data(config, dataset)  # before the folder: errors leave nothing behind
+  tokenizer = loading.tokenizer_of(config, dataset, workdir)
   if fresh:
-    pipeline.check_room(dataset, loading.tokenizer_of(config, dataset, workdir), config)
+    pipeline.check_room(dataset, tokenizer, config)
   if jax.process_index() == 0:
     folder.make(config, workdir)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("folder")
-  return config
+  return config, dataset, tokenizer
 
 
 def run(config: config_lib.Config, workdir: str) -> str:
@@ -313,7 +318,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
     Interrupted: a signal came; everything is saved.
   """
   workdir, main = os.path.abspath(workdir), jax.process_index() == 0
-  config = begin(config, workdir)
+  config, dataset, tokenizer = begin(config, workdir)
   if os.path.exists(os.path.join(workdir, "DONE")):
     print(f"{workdir} is done; its report is {workdir}/report.html")
     return os.path.join(workdir, "report.html")
@@ -323,7 +328,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
     raise Interrupted(number, f"--workdir={workdir}")
 
   with on_signal(lambda number, _: caught.append(number)):
-    r = loading.open_run(config, workdir)
+    r = loading.open_run(config, workdir, dataset, tokenizer)
     with jax.set_mesh(r.mesh):
       params = loading.first_params(r)
       count = sum(x.size for x in jax.tree.leaves(params))

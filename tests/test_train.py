@@ -13,6 +13,7 @@ import pytest
 from sgpo import bank_io, bootstrap, evaluate, files, folder, loading, solve, train
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
+from sgpo.data import make_dataset
 from sgpo.evaluation import sampling
 from sgpo.models import transformer
 
@@ -182,7 +183,9 @@ def test_init_from_takes_parameters_over(finished, tmp_path):
   config = dataclasses.replace(
     CONFIG, stages=("sft",), init_from=finished, sft=dataclasses.replace(CONFIG.sft, steps=0)
   )
-  run = loading.open_run(config, str(tmp_path))
+  dataset = make_dataset(config.data)
+  tokenizer = loading.tokenizer_of(config, dataset, str(tmp_path))
+  run = loading.open_run(config, str(tmp_path), dataset, tokenizer)
   got = loading.first_params(run)
   jax.tree.map(np.testing.assert_array_equal, got, newest(finished)[1].params)
   wider = dataclasses.replace(config, model=dataclasses.replace(CONFIG.model, mlp_width=32))
