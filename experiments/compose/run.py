@@ -1,4 +1,4 @@
-"""Do hints of the bank help where domains are mixed: no bank, all of it, one domain of it alone.
+"""Hints where domains are mixed: no bank, all of it, one domain of it alone, and a poisoned one.
 
 python -m experiments.compose.run --runs=runs/demo --out=experiments/compose
 
@@ -25,7 +25,7 @@ from sgpo.evaluation.solver import Solver, solve_problems, written
 from sgpo.report import charts
 
 SPLITS = ("cross", "comp")  # chains that mix domains; held-out pairs of relations
-BARE, WHOLE = "no bank", "whole bank"
+BARE, WHOLE, POISONED = "no bank", "whole bank", "poisoned"
 SHARES = ("hinted", "plan", "truncated")  # of the problems
 BATCH = 256  # rows decoded at once, fewer where there are fewer problems
 
@@ -36,10 +36,30 @@ def one_domain(bank: bank_lib.Bank, domain: int) -> bank_lib.Bank:
   return bank.replace(status_N=jnp.where(kept_N, bank.status_N, bank_lib.EMPTY))
 
 
+def poisoned(bank: bank_lib.Bank) -> bank_lib.Bank:
+  """The bank with the text of another, different entry in each ACTIVE one. All else is kept.
+
+  So every hint is a plan that proved itself, for other problems than those it is handed to.
+
+  Raises:
+    ValueError: more than half of the ACTIVE entries have one text.
+  """
+  tokens_NS, length_N = np.array(bank.tokens_NS), np.array(bank.length_N)
+  active = np.flatnonzero(bank.status_N == bank_lib.ACTIVE)
+  sizes = np.unique(tokens_NS[active], axis=0, return_counts=True)[1]
+  if 2 * sizes.max() > len(active):
+    raise ValueError(f"{sizes.max()} of {len(active)} active entries are the same strategy")
+  # In the order of texts equal ones stand together: the largest group further is another text.
+  active = active[np.lexsort(tokens_NS[active].T)]
+  other = np.roll(active, sizes.max())
+  tokens_NS[active], length_N[active] = tokens_NS[other], length_N[other]
+  return bank.replace(tokens_NS=jnp.asarray(tokens_NS), length_N=jnp.asarray(length_N))
+
+
 def banks(bank: bank_lib.Bank, domains: tuple[str, ...]) -> dict[str, bank_lib.Bank | None]:
   """The bank of every arm, None for the first."""
   alone = {f"{name} alone": one_domain(bank, i) for i, name in enumerate(domains)}
-  return {BARE: None, WHOLE: bank, **alone}
+  return {BARE: None, WHOLE: bank, **alone, POISONED: poisoned(bank)}
 
 
 def open_run(workdir: str) -> loading.Loaded:

@@ -54,12 +54,31 @@ def test_only_the_status_of_other_domains_changes():
 
 def test_arms_share_out_the_bank():
   arms = compose.banks(make_bank(), ("shop", "farm", "road"))
-  assert list(arms) == ["no bank", "whole bank", "shop alone", "farm alone", "road alone"]
+  one = ["shop alone", "farm alone", "road alone"]
+  assert list(arms) == ["no bank", "whole bank", *one, "poisoned"]
   assert arms["no bank"] is None
   active = {
     arm: int((bank.status_N == bank_lib.ACTIVE).sum()) for arm, bank in arms.items() if bank
   }
-  assert active == {"whole bank": 4, "shop alone": 1, "farm alone": 2, "road alone": 1}
+  assert active == {"whole bank": 4, "shop alone": 1, "farm alone": 2, "road alone": 1,
+                    "poisoned": 4}  # fmt: skip
+
+
+def test_a_poisoned_bank_has_every_text_where_it_does_not_belong():
+  texts = jnp.array([[1, 2, 0], [1, 2, 0], [9, 9, 9], [3, 0, 0], [4, 5, 6], [8, 8, 8]])
+  bank = make_bank().replace(tokens_NS=texts, length_N=jnp.array([2, 2, 3, 1, 3, 3]))
+  wrong = compose.poisoned(bank)
+  active = np.flatnonzero(bank.status_N == bank_lib.ACTIVE)
+  for row in active:
+    assert wrong.tokens_NS[row].tolist() != texts[row].tolist()
+  assert sorted(wrong.tokens_NS[active].tolist()) == sorted(texts[active].tolist())
+  assert wrong.length_N.tolist() == (wrong.tokens_NS > 0).sum(1).tolist()
+  for name in bank_lib.Bank.__dataclass_fields__:
+    if name not in ("tokens_NS", "length_N"):
+      assert np.array_equal(getattr(wrong, name), getattr(bank, name))
+  same = bank.replace(tokens_NS=texts.at[3].set(texts[0]))  # three of four
+  with pytest.raises(ValueError, match="3 of 4 active entries are the same strategy"):
+    compose.poisoned(same)
 
 
 def made(name, marks):
