@@ -137,7 +137,7 @@ def from_worked_examples(
     ids = [encode(family[0]) for family in chunk]
     strategy = pipeline.pad(ids, config.room.strategy, symbols.pad)
     length = np.array([len(tokens) for tokens in ids], np.int32)
-    correct = np.asarray(run(params, families, strategy, length, jax.random.key(0)))
+    correct = sharding.to_host(run(params, families, strategy, length, jax.random.key(0)))
     siblings = np.zeros(BATCH, np.float32)
     siblings[:real] = true[start : start + real]
     counted = np.arange(1, SIBLINGS + 1)[None] <= siblings[:, None]

@@ -1,7 +1,8 @@
 """The device mesh and one table of how every array lies on it.
 
 Parameters: tensor parallel over "model" (heads, MLP width, vocabulary), fully sharded over "data"
-along the model width. Batches over "data". The bank over all devices along its capacity.
+along the model width, and gathered where they are used. Batches, and all that is computed from
+them, over "data". The bank over all devices along its capacity.
 """
 
 import math
@@ -9,7 +10,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sgpo import bank as bank_lib
@@ -54,14 +55,14 @@ def make_mesh(shape: tuple[int, ...]) -> Mesh:
   )
 
 
-def _fit(mesh: Mesh, spec: P, shape: tuple[int, ...]) -> NamedSharding:
+def _fit(mesh: Mesh | AbstractMesh, spec: P, shape: tuple[int, ...]) -> P:
   """The spec with axes left out that do not divide their dimension."""
   fitted = []
   for size, axes in zip(shape, (*spec, *[None] * len(shape)), strict=False):
     names = (axes,) if isinstance(axes, str) else (axes or ())
     whole = math.prod(mesh.shape[name] for name in names)
     fitted.append(axes if size % whole == 0 else None)
-  return NamedSharding(mesh, P(*fitted))
+  return P(*fitted)
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
@@ -69,9 +70,10 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
 
   def sharding(path, leaf):
     names = [str(getattr(k, "name", getattr(k, "key", ""))) for k in path]
+    spec = PARAMETERS.get(names[-1], P())
     if names[0] == "bank":
-      return _fit(mesh, bank_lib.partition_specs().status_N, leaf.shape)
-    return _fit(mesh, PARAMETERS.get(names[-1], P()), leaf.shape)
+      spec = bank_lib.partition_specs().status_N
+    return NamedSharding(mesh, _fit(mesh, spec, leaf.shape))
 
   return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
@@ -80,6 +82,35 @@ def placed(mesh: Mesh, abstract_state: Any) -> Any:
   """The shapes of a state with their shardings, for what reads it from files."""
   place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   return jax.tree.map(place, abstract_state, state_shardings(mesh, abstract_state))
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+  """Says within a jitted function that the first axis lies over "data", where it divides it.
+
+  Embedded tokens need it: the table has its width over "data", and a compiler that keeps it there
+  holds the whole batch on every device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, _fit(mesh, P("data"), x.shape))
+
+
+def gathered(params: Any) -> Any:
+  """Says within a jitted function that parameters lie over "model" alone.
+
+  For a loop that reads all of them at each turn, as sampling does.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return params
+
+  def gather(path, leaf):
+    spec = PARAMETERS.get(path[-1].key, P())
+    spec = P(*(None if axis == "data" else axis for axis in spec))
+    return jax.lax.with_sharding_constraint(leaf, _fit(mesh, spec, leaf.shape))
+
+  return jax.tree_util.tree_map_with_path(gather, params)
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:

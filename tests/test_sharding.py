@@ -1,5 +1,8 @@
 """The table of shardings on 8 simulated devices."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from sgpo import config as config_lib
 from sgpo import policy, sharding
+from sgpo.models import transformer
 
 
 def specs(mesh, tree):
@@ -52,3 +56,42 @@ def test_mesh_shapes(shape, wanted):
 def test_impossible_meshes(shape):
   with pytest.raises(ValueError, match="config.mesh"):
     sharding.make_mesh(shape)
+
+
+def collectives(compiled) -> list[tuple[int, str]]:
+  """Elements and line of each array that devices exchange."""
+  found = []
+  for line in compiled.as_text().splitlines():
+    moved = re.search(r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter)\(", line)
+    for sizes in re.findall(r"\w+\[([\d,]+)\]", moved[1]) if moved else []:
+      found.append((math.prod(map(int, sizes.split(","))), line))
+  return found
+
+
+def test_devices_exchange_parameters_and_no_rows_of_the_batch(model, symbols):
+  vocab, (P_, G, L) = 64, (32, 2, 16)
+  mesh = sharding.make_mesh((8, 1))
+  lm = transformer.make_lm(model, vocab)
+  abstract = jax.eval_shape(lm.init, jax.random.key(0))
+  params = sharding.placed(mesh, {"params": abstract})["params"]
+  rows = sharding.NamedSharding(mesh, P("data"))
+  tokens = jax.ShapeDtypeStruct((P_, 1, L), jnp.int32, sharding=rows)
+  length = jax.ShapeDtypeStruct((P_, 1), jnp.int32, sharding=rows)
+
+  def loss(params, tokens, length):
+    hidden, _ = lm.prefill(params, tokens[:, 0], length[:, 0])
+    return jax.nn.logsumexp(lm.logits(params, hidden), -1).sum()
+
+  def sample(params, tokens, length):
+    room = config_lib.Room(L, 4, 8, 4)
+    return policy.rollout(
+      lm, params, tokens, length, jax.random.key(0), group=G, room=room, symbols=symbols,
+      sampling=config_lib.Sampling(),
+    )  # fmt: skip
+
+  largest = max(x.size for x in jax.tree.leaves(abstract))
+  assert largest < P_ * G * 2 * model.mlp_width  # one token of each row in the MLP
+  for run in (jax.grad(loss), sample):
+    with jax.set_mesh(mesh):
+      exchanged = collectives(jax.jit(run).lower(params, tokens, length).compile())
+    assert exchanged and max(exchanged)[0] <= largest, max(exchanged)

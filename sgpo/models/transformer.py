@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sgpo import config as config_lib
+from sgpo import sharding
 from sgpo.models.attention import KV, View, attend, attend_copied, product, rotate, rotation
 from sgpo.types import slots, within
 
@@ -147,6 +148,7 @@ class Layer(nn.Module):
 def embed_tokens(config: config_lib.Model, table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
   """Rows of the embedding table, in the dtype of activations."""
   x = table_VD[tokens].astype(config.dtype)  # in this order gradients add up in the table's dtype
+  x = sharding.by_rows(x)
   return x * jnp.asarray(config.width**0.5, x.dtype) if config.scale_embedding else x
 
 
@@ -227,7 +229,7 @@ def _cast(config: config_lib.Model, params):
 
 
 def _split(config: config_lib.Model, params):
-  params = _cast(config, params)
+  params = sharding.gathered(_cast(config, params))
   layers = dict(params["layers"])
   for name, (join, parts) in JOINED.items():
     layers[name] = join(*(layers.pop(part) for part in parts))
