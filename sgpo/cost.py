@@ -41,7 +41,7 @@ def tokens(families: Families, rollout, config: Config) -> dict[str, jax.Array]:
   if config.reward.faithfulness:
     read += sources + f32(strategy.length_B.sum() + execution.length_B[:, 0].sum())
   if config.sgpo.kl:
-    read += whole
+    read += config.sgpo.epochs * whole
   trained = whole
   if config.sgpo.share:  # one more strategy a problem, about as long as the others
     trained += f32(strategy.length_B).mean() * families.length_PJ.size

@@ -1,6 +1,7 @@
 """The policy's loss over a rollout, and its updates by it."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,6 @@ class Piece:
   rollout: policy.Rollout
   advantage_PG: jax.Array  # of strategies; [P, G, S] where tokens differ
   advantage_PGJ: jax.Array  # of executions; [P, G, J, E] where tokens differ
-  reference: policy.Scores | None  # of the reference parameters, where there is a KL term
   taught: policy.Taught | None = None  # strategies to imitate
   source_P: jax.Array | None = None  # bool, whose strategies carry loss; all unless given
 
@@ -30,18 +30,11 @@ def by_problem(piece: Piece) -> Piece:
   """The same with a family for each problem. Siblings read their source's strategies, no more."""
   P, J = piece.families.length_PJ.shape
   spread = lambda x: x.repeat(J, axis=0)
-  reference = piece.reference
-  if reference is not None:
-    reference = policy.Scores(
-      spread(reference.strategy_logp), alone(reference.execution_logp),
-      spread(reference.strategy_entropy), alone(reference.execution_entropy),
-    )  # fmt: skip
   return Piece(
     families=flatten(piece.families),
     rollout=piece.rollout.by_problem(),
     advantage_PG=spread(piece.advantage_PG),
     advantage_PGJ=alone(piece.advantage_PGJ.swapaxes(1, 2)).swapaxes(1, 2),
-    reference=reference,
     taught=alone(piece.taught),
     source_P=jnp.arange(P * J) % J == 0,
   )
@@ -53,7 +46,7 @@ def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
 
 
 def policy_loss(
-  params, piece: Piece, *, counts: tuple[jax.Array, ...], lm: LM, config: Config,
+  params, piece: Piece, *, counts: tuple[jax.Array, ...], reference: Any, lm: LM, config: Config,
   symbols: Symbols,
 ) -> tuple[jax.Array, dict]:  # fmt: skip
   """weight * (L(strategy) + share * L(shared)) + L(execution) + kl * KL, means over tokens.
@@ -61,13 +54,14 @@ def policy_loss(
   L(shared) = -w log pi(s | x) teaches every problem of a family the best strategy of all.
 
   `counts` are the tokens of both segments in the whole batch, and of the strategies taught: losses
-  and metrics of pieces add up.
+  and metrics of pieces add up. `reference` are the parameters from which KL is measured.
   """
   c, rollout = config.sgpo, piece.rollout
-  scores = policy.score(
-    lm, params, piece.families.prompt_PJT, piece.families.length_PJ, rollout,
-    symbols=symbols, temperature=config.sampling.temperature, taught=piece.taught,
+  score = partial(
+    policy.score, lm, prompt_PJT=piece.families.prompt_PJT, length_PJ=piece.families.length_PJ,
+    rollout=rollout, symbols=symbols, temperature=config.sampling.temperature,
   )  # fmt: skip
+  scores = score(params=params, taught=piece.taught)
   strategy, execution = rollout.strategy, rollout.execution
   (mask_s, mask_e), (count_s, count_e, *count_t) = loss_masks(rollout), counts
   if piece.source_P is not None:
@@ -98,10 +92,10 @@ def policy_loss(
     shared = t.weight[..., None] * scores.taught_logp
     metrics["train/shared_loss"] = -losses.masked_mean(shared, mask_t, count_t[0])
     loss += c.strategy_weight * c.share * metrics["train/shared_loss"]
-  if piece.reference is not None:
-    kl = losses.kl_divergence(
-      scores.strategy_logp, piece.reference.strategy_logp, mask_s, count_s
-    ) + losses.kl_divergence(scores.execution_logp, piece.reference.execution_logp, mask_e, count_e)
+  if c.kl:
+    start = score(params=reference)
+    kl = losses.kl_divergence(scores.strategy_logp, start.strategy_logp, mask_s, count_s)
+    kl += losses.kl_divergence(scores.execution_logp, start.execution_logp, mask_e, count_e)
     metrics["train/kl"] = kl
     loss += c.kl * kl
   return loss, metrics | {"train/loss": loss}
@@ -121,7 +115,9 @@ def improve(
   pieces = config.sgpo.microbatches
   if pieces > whole.advantage_PG.shape[0]:
     whole = by_problem(whole)
-  loss_fn = partial(policy_loss, counts=counts, lm=lm, config=config, symbols=symbols)
+  loss_fn = partial(
+    policy_loss, counts=counts, reference=state.reference, lm=lm, config=config, symbols=symbols
+  )
 
   def epoch(state, _):
     grads, metrics = updates.policy_gradients(loss_fn, state, lm, config, whole, pieces)

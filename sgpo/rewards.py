@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sgpo import policy
+from sgpo import policy, updates
 from sgpo.bank_math import lower_bound
 from sgpo.config import Config
 from sgpo.models.calculator import digit_value
@@ -211,16 +211,23 @@ class Rewards:
     return self.credit_PGJ * self.graded_PGJ
 
 
-def _foreign_logp(params, families: Families, rollout, apart: int, *, lm, symbols, temperature):
+def _foreign_logp(
+  params, families: Families, rollout, apart: int, pieces: int, *, lm, symbols, temperature
+):
   """log pi(e | x_0, s') of the sources' executions behind the strategy of a source `apart`."""
+
+  def score(rows):
+    *_, tokens_PGE, _ = rows
+    _, hidden_PGED = policy.hidden_segments(lm, params, *rows, symbols)
+    return policy.token_scores(lm, params, hidden_PGED, tokens_PGE, temperature)[0]
+
   segment = lambda x: jnp.roll(x, apart, axis=0)
-  _, hidden_PGED = policy.hidden_segments(
-    lm, params, families.prompt_PJT[:, 0], families.length_PJ[:, 0],
+  rows = (
+    families.prompt_PJT[:, 0], families.length_PJ[:, 0],
     segment(rollout.strategy.tokens_BL), segment(rollout.strategy.length_B),
-    rollout.execution.tokens_BL[:, 0], rollout.execution.length_B[:, 0], symbols,
+    rollout.execution.tokens_BL[:, 0], rollout.execution.length_B[:, 0],
   )  # fmt: skip
-  tokens = rollout.execution.tokens_BL[:, 0]
-  return policy.token_scores(lm, params, hidden_PGED, tokens, temperature)[0]
+  return updates.in_pieces(score, rows, pieces)
 
 
 def evidence(
@@ -266,7 +273,7 @@ def total(
     own_logp = rollout.execution.logp_BL[:, 0]
     other_logp = _foreign_logp(
       params, families, rollout, config.sgpo.siblings + 1 if config.sgpo.pooled else 1,
-      lm=lm, symbols=symbols, temperature=config.sampling.temperature,
+      config.sgpo.microbatches, lm=lm, symbols=symbols, temperature=config.sampling.temperature,
     )  # fmt: skip
     mask = rollout.execution.written_BL[:, 0] & ~rollout.execution.forced_BL[:, 0]
     faithfulness_PG = faithfulness(own_logp, other_logp, mask)

@@ -104,14 +104,8 @@ def update(
 ) -> tuple[TrainState, dict]:  # fmt: skip
   """The policy's updates by the rewards of a rollout. Returns (state, metrics)."""
   advantage_PG, advantage_PGJ, zero_std_P = advantages(r, config)
-  reference = None
-  if config.sgpo.kl:
-    reference = policy.score(
-      lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
-      symbols=symbols, temperature=config.sampling.temperature,
-    )  # fmt: skip
   best = taught(families, rollout, r, config) if config.sgpo.share else None
-  whole = objective.Piece(families, rollout, advantage_PG, advantage_PGJ, reference, best)
+  whole = objective.Piece(families, rollout, advantage_PG, advantage_PGJ, best)
   state, metrics = objective.improve(
     state, whole, lm=lm, optimizer=optimizer, config=config, symbols=symbols
   )

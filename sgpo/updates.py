@@ -1,5 +1,6 @@
 """What is trained, and from a loss to the next of it: gradients in pieces, one optimiser step."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,25 @@ def policy_params(state: TrainState, config: Config) -> Any:
   return lora.merge(state.reference, state.params, config.lora.alpha)
 
 
+def _cut(batch: Any, pieces: int) -> Any:
+  """[pieces, rows / pieces, ...]: every pieces-th row, so that each device has a share of each."""
+  return jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def in_pieces(fn: Callable, batch: Any, pieces: int) -> Any:
+  """`fn(batch)`, row by row the same, in pieces one after another, which take less memory.
+
+  Args:
+    batch: a pytree of arrays of as many rows. Where `pieces` does not divide them, as many pieces
+      as divide both are taken.
+  """
+  pieces = math.gcd(pieces, jax.tree.leaves(batch)[0].shape[0])
+  if pieces == 1:
+    return fn(batch)
+  joined = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  return jax.tree.map(joined, jax.lax.map(fn, _cut(batch, pieces)))
+
+
 def gradients(loss_fn: Callable, params: Any, batch: Any, pieces: int) -> tuple[Any, dict]:
   """(gradients, metrics) of `loss_fn`, summed over pieces of the batch, one after another.
 
@@ -52,11 +72,9 @@ def gradients(loss_fn: Callable, params: Any, batch: Any, pieces: int) -> tuple[
 
   if pieces == 1:
     return run(batch)
-  # Every pieces-th row: a piece then has its share on each device.
-  cut = lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
   first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, batch))
   add = lambda total, rows: (jax.tree.map(jnp.add, total, run(rows)), None)
-  return jax.lax.scan(add, first, jax.tree.map(cut, batch))[0]
+  return jax.lax.scan(add, first, _cut(batch, pieces))[0]
 
 
 def policy_gradients(

@@ -30,7 +30,7 @@ def test_tokens_of_a_step_by_hand(config, symbols):  # noqa: F811
     sgpo=dataclasses.replace(config.sgpo, kl=0.1, epochs=2),
   )
   counts = cost.tokens(families, rollout, bare)
-  assert float(counts["cost/read"]) == prompts + rows * K * 2 + whole
+  assert float(counts["cost/read"]) == prompts + rows * K * 2 + 2 * whole
   assert float(counts["cost/trained"]) == 2 * whole
 
 

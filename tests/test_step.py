@@ -281,7 +281,11 @@ def test_epochs_and_kl_run_and_move(config, symbols):
 
 def test_pieces_add_up_to_the_whole(config, symbols):
   optimizer = optax.sgd(0.1)
-  config = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, kl=0.1, share=1.0))
+  config = dataclasses.replace(
+    config,
+    sgpo=dataclasses.replace(config.sgpo, kl=0.1, share=1.0),
+    reward=dataclasses.replace(config.reward, faithfulness=0.5),
+  )
   results = []
   for pieces in (1, 2, 6):  # 6 of 12 problems, the others of families
     c = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, microbatches=pieces))
@@ -293,6 +297,39 @@ def test_pieces_add_up_to_the_whole(config, symbols):
       np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
     for name, value in scalars(metrics_one).items():
       assert scalars(metrics)[name] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), name
+
+
+@pytest.mark.parametrize("more", [dict(kl=0.1), dict(pooled=True)])
+def test_pieces_bound_what_logits_take(config, symbols, more):
+  vocab = 4096  # so that logits are most of the memory
+  model = dataclasses.replace(
+    config.model, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=8
+  )
+  faithfulness = 0.5 if "pooled" in more else 0.0
+  optimizer, lm = optax.sgd(0.1), transformer.make_lm(model, vocab)
+  temporary = {}
+  for pieces in (1, 6):
+    c = dataclasses.replace(
+      config, model=model, sgpo=dataclasses.replace(config.sgpo, microbatches=pieces, **more),
+      bank=dataclasses.replace(config.bank, capacity=0),
+      reward=dataclasses.replace(config.reward, faithfulness=faithfulness),
+    )  # fmt: skip
+    params = jax.eval_shape(lm.init, jax.random.key(0))
+    state = TrainState(
+      step=jnp.int32(0), params=params, opt_state=jax.eval_shape(optimizer.init, params),
+      reference=params, bank=(), skipped=jnp.int32(0),
+    )  # fmt: skip
+    bound = dict(lm=lm, config=c, symbols=symbols)
+    collected = jax.eval_shape(
+      partial(step.collect, **bound), state, make_families(), jax.random.key(0)
+    )
+    graded = lambda rows, answer_PJ: rewards.grade(rows, answer_PJ[:, :, None], symbols)
+    grades = jax.eval_shape(graded, collected.rollout.execution, collected.families.answer_PJ)
+    learn = jax.jit(partial(step.learn, optimizer=optimizer, **bound))
+    made = learn.lower(state, collected, grades).compile()
+    temporary[pieces] = made.memory_analysis().temp_size_in_bytes
+  whole = P * (1 + K) * G * E * vocab * 4  # bytes of all executions' logits
+  assert temporary[6] < whole < temporary[1]
 
 
 def test_without_bank_and_siblings_it_is_a_group_baseline(config, symbols):
@@ -370,7 +407,7 @@ def test_a_family_learns_its_best_strategy(config, symbols, pooled):
   np.testing.assert_allclose(rows.weight[2], lower_bound(1.0, 3.0), rtol=1e-6)
   np.testing.assert_allclose(rows.weight[3], 0, atol=1e-6)  # nothing was right
   shape = r.correct_PGJ.shape
-  piece = objective.Piece(families, rollout, jnp.zeros(shape[:2]), jnp.zeros(shape), None, best)
+  piece = objective.Piece(families, rollout, jnp.zeros(shape[:2]), jnp.zeros(shape), best)
   counts = (*(mask.sum() for mask in objective.loss_masks(rollout)), best.length.sum())
   loss, metrics = objective.policy_loss(
     params, piece, counts=counts, lm=lm, config=config, symbols=symbols

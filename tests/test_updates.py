@@ -15,6 +15,18 @@ from sgpo.types import TrainState, within
 V = 40
 
 
+def test_pieces_come_back_in_the_order_of_their_rows():
+  rows = {"x": jnp.arange(24.0).reshape(12, 2), "n": jnp.arange(12)}
+  double = lambda batch: (batch["x"] * 2, batch["n"])
+  for pieces in (1, 3, 8, 12):  # of 8 pieces 4 divide the rows
+    x, n = updates.in_pieces(double, rows, pieces)
+    np.testing.assert_array_equal(x, rows["x"] * 2)
+    np.testing.assert_array_equal(n, rows["n"])
+  shapes = []
+  updates.in_pieces(lambda batch: shapes.append(batch["x"].shape) or batch["n"], rows, 8)
+  assert shapes[-1] == (3, 2)
+
+
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_bfloat16_gradients_are_float32_and_near_those_of_float32(model, pieces):
   rng = np.random.default_rng(0)

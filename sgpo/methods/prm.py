@@ -168,7 +168,7 @@ def learn(
     ends_PGE = step_ends(rollout.execution, symbols)
     reward_PGE = 2 * jax.nn.sigmoid(logit_PGE) - 1
     strategy_PG, execution_PGE = advantages(reward_PGE, ends_PGE, correct_PG, config.critic.process)
-    piece = objective.Piece(families, rollout, strategy_PG, execution_PGE[:, :, None], None)
+    piece = objective.Piece(families, rollout, strategy_PG, execution_PGE[:, :, None])
     state, metrics = objective.improve(state, piece, optimizer=optimizer, config=config, **bound)
     last_PGE = critics.last_slot(rollout.execution)
     right = ((logit_PGE > 0) == (correct_PG > 0.5)[..., None]).astype(jnp.float32)

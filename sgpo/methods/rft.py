@@ -54,7 +54,7 @@ def learn(
   params = updates.policy_params(state, config)
   r = rewards.total(params, families, rollout, grades, lm=lm, config=config, symbols=symbols)
   right_PGJ = r.graded_credit_PGJ
-  piece = objective.Piece(families, rollout, right_PGJ[:, :, 0], right_PGJ, None)
+  piece = objective.Piece(families, rollout, right_PGJ[:, :, 0], right_PGJ)
   count = sum(mask.sum() for mask in kept(rollout, piece.advantage_PG))
   bound = partial(loss_fn, count=count, lm=lm, config=config, symbols=symbols)
   pieces = config.sgpo.microbatches

@@ -130,9 +130,11 @@ def estimate(
   ends_PGE = critics.last_slot(rollout.execution)
   _, scores_PGE = critics.scores(lm, reward_params, families, rollout, symbols)
   score_PG = critics.at(scores_PGE, ends_PGE)
-  reference = policy.score(
-    lm, state.reference, families.prompt_PJT, families.length_PJ, rollout,
-    temperature=config.sampling.temperature, symbols=symbols,
+  reference = updates.in_pieces(
+    lambda rows: policy.score(
+      lm, state.reference, rows[0].prompt_PJT, rows[0].length_PJ, rows[1],
+      temperature=config.sampling.temperature, symbols=symbols,
+    ), (families, rollout), config.sgpo.microbatches,
   )  # fmt: skip
   join = lambda s, e: jnp.concatenate([s, e[:, 0]], -1)
   old_PGL = join(rollout.strategy.logp_BL, rollout.execution.logp_BL)
@@ -174,9 +176,8 @@ def learn(
   def improve(state):
     e = estimate(state, families, rollout, config=config, **bound)
     mask_PGL, S = _written(rollout), rollout.strategy.tokens_BL.shape[-1]
-    piece = objective.Piece(
-      families, rollout, e.advantage_PGL[..., :S], e.advantage_PGL[..., None, S:], None
-    )
+    advantage_PGL = e.advantage_PGL
+    piece = objective.Piece(families, rollout, advantage_PGL[..., :S], advantage_PGL[..., None, S:])
     state, metrics = objective.improve(state, piece, optimizer=optimizer, config=config, **bound)
     loss_fn = partial(value_loss, count=mask_PGL.sum(), **bound)
     batch = Judged(families, rollout, e.return_PGL)

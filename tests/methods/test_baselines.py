@@ -91,9 +91,8 @@ def test_expert_iteration_imitates_correct_trajectories_alone(flat, symbols):
     rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols).correct
   )[:, 0]
   assert 0 < correct.sum() < correct.size
-  piece = objective.Piece(
-    families, rollout, jnp.asarray(correct), jnp.asarray(correct)[:, :, None], None
-  )
+  right = jnp.asarray(correct)
+  piece = objective.Piece(families, rollout, right, right[:, :, None])
   count = sum(mask.sum() for mask in rft.kept(rollout, piece.advantage_PG))
   loss = functools.partial(rft.loss_fn, count=count, lm=lm, config=config, symbols=symbols)
   scores = policy.score(
