@@ -6,6 +6,7 @@ python launch.py --config=configs/word_problems.py --workdir=runs/demo [--config
 import ast
 import os
 import sys
+import traceback
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -31,6 +32,18 @@ def _several_processes() -> bool:
     return _DISTRIBUTED.value == "on"
   slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ
   return slurm or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+
+
+def _fail(message: str) -> None:
+  """Ends with an error. One of several processes does at once, so that the others can be ended.
+
+  A regular exit would wait minutes for them, and they wait for this one.
+  """
+  if not _several_processes():
+    sys.exit(message)
+  sys.stdout.flush()
+  print(message, file=sys.stderr, flush=True)
+  os._exit(1)
 
 
 def _main(argv: list[str]) -> int:
@@ -108,7 +121,11 @@ def main() -> None:
   try:
     code = _main(arguments)
   except (ValueError, OSError) as error:  # OSError: no such config file, a full disk
-    sys.exit(f"error: {str(error).strip()}")
+    _fail(f"error: {str(error).strip()}")
+  except Exception:  # noqa: BLE001  whatever it is, the others wait for this process
+    if not _several_processes():
+      raise
+    _fail(traceback.format_exc())
   sys.exit(code)
 
 

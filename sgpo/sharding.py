@@ -38,7 +38,7 @@ def make_mesh(shape: tuple[int, ...]) -> Mesh:
   """A ("data", "model") mesh; -1 stands for all remaining devices.
 
   Raises:
-    ValueError: the shape does not fit the number of devices.
+    ValueError: the shape does not fit the number of devices, or leaves a process without any.
   """
   devices = jax.device_count()
   known = math.prod(size for size in shape if size > 0)
@@ -47,10 +47,16 @@ def make_mesh(shape: tuple[int, ...]) -> Mesh:
   full = tuple(devices // known if size == -1 else size for size in shape)
   if math.prod(full) > devices or (-1 in shape and devices % known):
     raise ValueError(f"config.mesh = {shape} does not fit the {devices} devices that jax sees")
+  used = jax.devices()[: math.prod(full)]
+  if len({device.process_index for device in used}) < jax.process_count():
+    raise ValueError(
+      f"config.mesh = {shape} takes {len(used)} of {devices} devices, and none of some of the "
+      f"{jax.process_count()} processes, which would wait for ever; set it to (-1, 1)"
+    )
   return jax.make_mesh(
     full,
     ("data", "model"),
-    devices=jax.devices()[: math.prod(full)],
+    devices=used,
     axis_types=(AxisType.Auto, AxisType.Auto),
   )
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from sgpo import bank as bank_lib
@@ -303,10 +304,17 @@ def begin(config: config_lib.Config, workdir: str) -> tuple[config_lib.Config, A
   tokenizer = loading.tokenizer_of(config, dataset, workdir)
   if fresh:
     pipeline.check_room(dataset, tokenizer, config)
+  refusal = None
   if jax.process_index() == 0:
-    folder.make(config, workdir)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("folder")
+    try:
+      folder.make(config, workdir)
+    except ValueError as error:
+      refusal = error
+  if jax.process_count() > 1:  # the others wait for the folder, and end where there is none
+    refused = multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None))
+    refusal = refusal or (ValueError("process 0 has refused, see there") if refused else None)
+  if refusal:
+    raise refusal
   return config, dataset, tokenizer
 
 

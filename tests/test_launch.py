@@ -52,3 +52,44 @@ def test_print_config(tmp_path):
 def test_help(tmp_path):
   result = launch(tmp_path, "--help")
   assert result.returncode == 0 and "--workdir" in result.stdout
+
+
+def launch_two(tmp_path, *args):
+  """(exit codes, stderr) of two processes that are started as Slurm does."""
+  slurm = {
+    "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2",
+    "SLURM_STEP_NODELIST": "localhost", "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+  }  # fmt: skip
+  command = [sys.executable, os.path.join(ROOT, "launch.py"), *args]
+  pipes = dict(cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  started = [
+    subprocess.Popen(
+      command, env={**os.environ, **slurm, "SLURM_PROCID": i, "SLURM_LOCALID": i}, **pipes
+    )
+    for i in "01"
+  ]
+  said = [process.communicate(timeout=600)[1] for process in started]
+  return [process.returncode for process in started], said
+
+
+def test_a_mistake_ends_all_processes(tmp_path):
+  codes, said = launch_two(tmp_path, SMOKE, "--workdir=x")
+  assert 0 not in codes
+  assert any("config.mesh = (1, 1) takes 1 of 2 devices" in text for text in said)
+  assert os.listdir(tmp_path) == []
+  (tmp_path / "x").mkdir()
+  (tmp_path / "x" / "mine").touch()
+  codes, said = launch_two(tmp_path, SMOKE, "--workdir=x", "--config.mesh=(-1,1)")
+  assert 0 not in codes
+  assert "x is not empty" in said[0] and "process 0 has refused" in said[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_write_one_run(tmp_path):
+  args = (SMOKE, "--workdir=x", "--config.mesh=(-1,1)", "--config.reward.grader=numeric")
+  codes, said = launch_two(tmp_path, *args)
+  assert codes == [0, 0], said
+  assert {"DONE", "report.html", "metrics.jsonl"} <= {*os.listdir(tmp_path / "x")}
+  with open(tmp_path / "x" / "metrics.jsonl", encoding="utf-8") as file:
+    assert len(file.readlines()) == 15

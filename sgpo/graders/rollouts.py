@@ -41,18 +41,20 @@ def grade_rollout(
 ) -> tuple[rewards.Grades, float]:
   """Grades of executions [P, J, G], and the share that could not be graded.
 
-  Each process grades all of them, and takes the grades of the first: limits of time may differ.
+  Of several processes the first grades all of them, and the others take its grades.
   """
   tokens, truncated, gold_PJU = sharding.to_host(
     (execution.tokens_BL, execution.truncated_B, gold_PJU)
   )
-  golds = [pipeline.gold_text(row) for row in gold_PJU.reshape(-1, gold_PJU.shape[-1])]
-  golds = [gold for gold in golds for _ in range(truncated.shape[-1])]
-  rows = grade_rows(
-    grader, tokenizer, golds, tokens.reshape(-1, tokens.shape[-1]), truncated.reshape(-1)
-  )
-  correct = np.array([np.nan if g.correct is None else g.correct for g in rows], np.float32)
-  parsed = np.array([g.answer is not None for g in rows])
+  correct, parsed = np.zeros(truncated.size, np.float32), np.zeros(truncated.size, bool)
+  if jax.process_index() == 0:
+    golds = [pipeline.gold_text(row) for row in gold_PJU.reshape(-1, gold_PJU.shape[-1])]
+    golds = [gold for gold in golds for _ in range(truncated.shape[-1])]
+    rows = grade_rows(
+      grader, tokenizer, golds, tokens.reshape(-1, tokens.shape[-1]), truncated.reshape(-1)
+    )
+    correct[:] = [np.nan if g.correct is None else g.correct for g in rows]
+    parsed[:] = [g.answer is not None for g in rows]
   if jax.process_count() > 1:
     correct, parsed = multihost_utils.broadcast_one_to_all((correct, parsed))
   correct, parsed = correct.reshape(truncated.shape), parsed.reshape(truncated.shape)
