@@ -115,6 +115,10 @@ def import_jsonl(
     if entry["embedding"] is None and embed is None:
       raise ValueError(f"{where}: embedding is missing and no `embed` was given; pass one")
     entries.append(entry)
+  if not entries:
+    raise ValueError(
+      f"{path} holds no strategies; leave config.bank.file out, and worked examples fill the bank"
+    )
   if probe is not None:
     told = [entry for entry in entries if entry["embedding"] is not None and entry["problem"]]
     _check_model(path, [entry for entry in told if probe(entry["problem"])][:PROBES], embed)

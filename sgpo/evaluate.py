@@ -10,6 +10,7 @@ import argparse
 import collections
 import dataclasses
 import itertools
+import json
 import math
 import os
 import sys
@@ -19,7 +20,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from sgpo import allocator, files, graders
+from sgpo import allocator, files, graders, sharding
 from sgpo import config as config_lib
 from sgpo.data import make_dataset, pipeline
 from sgpo.data.dataset import Dataset
@@ -176,24 +177,51 @@ def grade_batch(
   return rows
 
 
+def started(args: argparse.Namespace) -> list[dict]:
+  """Rows that an interrupted evaluation by the same command has left in --out, mostly none.
+
+  Raises:
+    ValueError: they are of another command, or of a model that has been trained on.
+  """
+  saved = os.path.join(args.model, "checkpoints")
+  steps = sorted(os.listdir(saved)) if os.path.isdir(saved) else []
+  mine = {k: v for k, v in vars(args).items() if k != "out"} | {"checkpoints": steps}
+  path, rows = os.path.join(args.out, "command.json"), os.path.join(args.out, "rows.jsonl")
+  if os.path.exists(rows) and (not os.path.exists(path) or files.read_json(path) != mine):
+    raise ValueError(
+      f"--out={args.out} holds a part of an evaluation by another command or of other checkpoints: "
+      "choose another folder, or move it"
+    )
+  os.makedirs(args.out, exist_ok=True)
+  files.write_json(path, mine)
+  if not os.path.exists(rows):
+    return []
+  with open(rows, encoding="utf-8") as file:
+    return [json.loads(line) for line in file]
+
+
 def run(args: argparse.Namespace) -> dict:
   """Evaluates as the command line says; returns the summary, writes it and the rows to --out."""
-  if os.path.exists(rows_path := os.path.join(args.out, "rows.jsonl")):
+  if os.path.exists(os.path.join(args.out, "summary.json")):
     raise ValueError(f"--out={args.out} holds an evaluation: choose another folder, or move it")
-  given = config_lib.Data(template=args.template, chat=args.chat)
-  data = data_of(args.model, given)
+  rows_path = os.path.join(args.out, "rows.jsonl")
+  started(args)  # a folder that cannot be used is told before weights are read
+  given = {"template": args.template, "chat": args.chat}
+  given = {name: value for name, value in given.items() if value is not None}
+  plain = args.mode == "plain"
+  data = data_of(args.model, given, plain)
   dataset = make_data(args.data, data)
   families = choose(dataset, args)
   shots = ""
   if args.shots:
     shots = shots_text(make_data(args.shots_from or args.data, data), args.shots)
-  loaded = load(args.model, given, args.dtype)  # last: weights may take minutes
+  loaded = load(args.model, given, args.dtype, plain)  # last: weights may take minutes
   sample = make_sampler(loaded, shots, data.chat, args)
-  os.makedirs(args.out, exist_ok=True)
-  rows, began = [], time.perf_counter()
+  rows, began = started(args), time.perf_counter()
   name = "math" if "math" in dataset.graders else "numeric"
-  with graders.opened(name, marked=args.mode == "strategy") as grader:
-    for start in range(0, len(families), args.batch):
+  mesh = sharding.make_mesh((-1, 1))
+  with graders.opened(name, marked=args.mode == "strategy") as grader, jax.set_mesh(mesh):
+    for start in range(len(rows), len(families), args.batch):
       chunk = families[start : start + args.batch]
       key = jax.random.fold_in(jax.random.key(args.seed), start)
       sampled = list(sample(pipeline.filled(chunk, args.batch), key))
@@ -252,13 +280,12 @@ def main() -> int:
   add("--batch", type=int, default=64)
   add("--room", type=int, default=256, help="tokens of an answer or execution")
   add("--strategy_room", type=int, default=64)
-  add("--template", default="{question}", help="around the question in the prompt")
-  add("--chat", action="store_true", help="as the user's turn of the folder's chat template")
+  either = dict(action=argparse.BooleanOptionalAction)
   add(
-    "--calculator",
-    action=argparse.BooleanOptionalAction,
-    help="the calculator writes behind =; as a run was trained, and not for a model folder",
+    "--template", help="around {question} in the prompt; as a run or what it exported was trained"
   )
+  add("--chat", help="as the user's turn of the folder's chat template; likewise", **either)
+  add("--calculator", help="the calculator writes behind =; likewise", **either)
   add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
   add("--seed", type=int, default=0)
   args = parser.parse_args()

@@ -8,13 +8,13 @@ import os
 import shutil
 import sys
 
-from sgpo import files, loading
+from sgpo import files, folder, loading
 from sgpo.data.pretrained import PretrainedTokenizer
 from sgpo.models import hf, hf_config
 
 
 def export(workdir: str, out: str, dtype: str) -> None:
-  """Weights, configuration and tokenizer of a run's policy.
+  """Weights, configuration and tokenizer of a run's policy, and how it has been asked.
 
   Raises:
     ValueError: no run, a folder that is not empty, or a model that no family can hold.
@@ -34,6 +34,7 @@ def export(workdir: str, out: str, dtype: str) -> None:
     shutil.copyfile(os.path.join(workdir, "tokenizer.model"), os.path.join(out, "tokenizer.model"))
     s = tokenizer.symbols
     source = {"pad_token_id": s.pad, "bos_token_id": s.bos, "eos_token_id": s.eos}
+  files.write_json(os.path.join(out, folder.EXPORTED), folder.as_json(loading.read_config(workdir)))
   hf.export(out, state.params, config.model, tokenizer.vocab_size, dtype, source=source)
 
 

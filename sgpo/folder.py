@@ -18,6 +18,7 @@ from sgpo import config as config_lib
 from sgpo import files
 
 FREE = ("log_every", "checkpoint")  # config keys that may change between resumes
+EXPORTED = "sgpo_config.json"  # of a model folder: the run that wrote it
 FOLDERS = ("checkpoints", "samples", "bank", "eval")  # of a run
 
 
@@ -81,6 +82,22 @@ def make(config: config_lib.Config, workdir: str) -> None:
   except OSError as error:
     raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
   files.write_json(path, as_json(config))  # last: with it the folder is a run's
+
+
+def check_same_data(fingerprint: dict[str, str], workdir: str) -> None:
+  """Refuses to go on with a run on other data: where it stands in them would mean other problems.
+
+  Raises:
+    ValueError: a file that it began with has changed, or is gone.
+  """
+  path = os.path.join(workdir, "run.json")
+  began = files.read_json(path)["data"] if os.path.exists(path) else {}
+  if changed := sorted(name for name, told in began.items() if fingerprint.get(name) != told):
+    name = changed[0]
+    raise ValueError(
+      f"{workdir} began with other data: {name} was {began[name]} and is {fingerprint.get(name)}; "
+      "give it its own files again, or choose another --workdir"
+    )
 
 
 def _cpu() -> str:

@@ -10,6 +10,7 @@ strategies can be written before answers.
 import argparse
 import collections
 import difflib
+import os
 import sys
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgpo import allocator, files, policy
+from sgpo import allocator, files, policy, sharding
 from sgpo import config as config_lib
 from sgpo.data import pipeline
 from sgpo.evaluation import sampling
@@ -151,8 +152,13 @@ def run(args: argparse.Namespace) -> dict:
   """Evaluates as the command line says; returns the harness's result, and writes it to --out.
 
   Raises:
-    ValueError: no model, or a task that the harness does not know.
+    ValueError: no model, a task that the harness does not know, or an --out that exists.
   """
+  if os.path.exists(args.out):
+    raise ValueError(f"--out={args.out} exists: choose another file, or move it")
+  with files.replacing(args.out):  # what cannot be written is told before weights are read
+    pass
+  os.remove(args.out)
   manager = lm_eval.tasks.TaskManager(include_path=args.include_path)
   names = args.tasks.split(",")
   for name in names:
@@ -160,11 +166,12 @@ def run(args: argparse.Namespace) -> dict:
       near = difflib.get_close_matches(name, manager.all_tasks, n=1)
       hint = f' Did you mean "{near[0]}"?' if near else ""
       raise ValueError(f"--tasks={name} is no task of the harness or of --include_path.{hint}")
-  loaded = sampling.load(args.model, config_lib.Data(), args.dtype)
+  loaded = sampling.load(args.model, {}, args.dtype, args.mode == "plain")
   model = HarnessLM(loaded, args.mode, args.batch, args.room, args.strategy_room)
-  result = lm_eval.simple_evaluate(
-    model, tasks=names, num_fewshot=args.num_fewshot, limit=args.limit, task_manager=manager
-  )
+  with jax.set_mesh(sharding.make_mesh((-1, 1))):
+    result = lm_eval.simple_evaluate(
+      model, tasks=names, num_fewshot=args.num_fewshot, limit=args.limit, task_manager=manager
+    )
   kept = ("results", "n-samples", "versions", "n-shot")
   files.write_json(args.out, {name: result[name] for name in kept} | {"command": vars(args)})
   return result

@@ -85,7 +85,7 @@ def _ancestors(start: str) -> Iterator[tuple[str, config_lib.Config]]:
   """A run's folder and configuration, then those that it started from, as far as they are there."""
   seen = set()
   while start and start not in seen and os.path.exists(os.path.join(start, "config.json")):
-    if folder.is_model(start):
+    if folder.is_model(start) and not os.path.exists(os.path.join(start, folder.EXPORTED)):
       return
     try:
       config = read_config(start)
@@ -213,14 +213,15 @@ def merged(state: TrainState, config: config_lib.Config) -> TrainState:
 
 
 def read_config(workdir: str) -> config_lib.Config:
-  """The configuration of a run.
+  """The configuration of a run, or of the run that wrote a model folder.
 
   Raises:
     ValueError: no run there, or one of another version.
   """
-  path = os.path.join(workdir, "config.json")
+  name = folder.EXPORTED if folder.is_model(workdir) else "config.json"
+  path = os.path.join(workdir, name)
   if not os.path.exists(path):
-    raise ValueError(f"{workdir} holds no run: config.json is missing")
+    raise ValueError(f"{workdir} holds no run: {name} is missing")
   values = files.read_json(path)
   try:
     return config_lib.read_run(values)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -38,9 +39,12 @@ from sgpo.types import TrainState
 class Interrupted(Exception):
   """A signal asked the run to stop; everything is saved. `code` is the exit status."""
 
-  def __init__(self, number: int, where: str):
-    self.code = 128 + number
-    super().__init__(f"stopped by {signal.Signals(number).name}, saved; resume with {where}")
+  def __init__(self, number: int, workdir: str):
+    self.code, self.workdir = 128 + number, workdir
+    super().__init__(
+      f"stopped by {signal.Signals(number).name}, saved; the same command goes on, it stands in "
+      f"{workdir}/command.txt"
+    )
 
 
 def check(config: config_lib.Config) -> None:
@@ -246,7 +250,7 @@ def run_stage(
         _save(run, state, stage, done, offset, data)
         began = time.perf_counter()
       if stop:
-        raise Interrupted(caught[0], f"--workdir={run.workdir}")
+        raise Interrupted(caught[0], run.workdir)
     if not method.steps:
       _save(run, state, stage, 0, offset, batches.get_state())
   finally:
@@ -301,6 +305,7 @@ def begin(config: config_lib.Config, workdir: str) -> tuple[config_lib.Config, A
     check_asked(config)
   dataset = make_dataset(config.data)
   check_data(config, dataset)  # before the folder: errors leave nothing behind
+  folder.check_same_data(dataset.fingerprint(), workdir)
   tokenizer = loading.tokenizer_of(config, dataset, workdir)
   if fresh:
     pipeline.check_room(dataset, tokenizer, config)
@@ -333,16 +338,22 @@ def run(config: config_lib.Config, workdir: str) -> str:
   caught: list[int] = []
 
   def leave(number, _):
-    raise Interrupted(number, f"--workdir={workdir}")
+    raise Interrupted(number, workdir)
 
-  with on_signal(lambda number, _: caught.append(number)):
+  def note(number, _):
+    if main and not caught:
+      name = signal.Signals(number).name
+      print(f"{name}: this stops behind the step that runs, and saves", file=sys.stderr, flush=True)
+    caught.append(number)
+
+  with on_signal(note):
     r = loading.open_run(config, workdir, dataset, tokenizer)
     with jax.set_mesh(r.mesh):
       params = loading.first_params(r)
       count = sum(x.size for x in jax.tree.leaves(params))
       if main and not os.path.exists(os.path.join(workdir, "run.json")):
         files.write_json(
-          os.path.join(workdir, "run.json"), folder.describe(r.dataset.fingerprint(), count)
+          os.path.join(workdir, "run.json"), folder.describe(dataset.fingerprint(), count)
         )
       position, state = loading.resume(r, params)
       if config.bank.file and state is None:  # a broken line is found now, not after a cold start

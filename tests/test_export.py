@@ -1,5 +1,6 @@
 """From a model folder through SGPO on GSM8K and back to a model folder, as a user would."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from sgpo import files, loading
+from sgpo.evaluation import sampling
 from sgpo.models import hf, hf_config
 from tests.data.test_pretrained import byte_level
 from tests.models.test_hf import MODELS, abstract, random_params
@@ -51,6 +53,7 @@ def test_a_model_folder_through_sgpo_and_back(family, questions, gsm8k_folder, t
   command = [
     "launch", f"--config=configs/gsm8k_scratch.py:{gsm8k_folder}", f"--workdir={run}",
     f"--config.init_from={folder}", "--config.model.unroll=1", "--config.data.chat=True", *SMALL,
+    "--config.data.template={question}\nFirst write a plan.",
   ]  # fmt: skip
   done = launch(*command)
   assert done.returncode == 0, done.stdout + done.stderr
@@ -81,5 +84,15 @@ def test_a_model_folder_through_sgpo_and_back(family, questions, gsm8k_folder, t
   assert vocab == loaded.tokenizer.vocab_size and back.width == model.width
   params = hf.load(out, abstract(back, vocab))
   jax.tree.map(np.testing.assert_array_equal, params, loaded.state.params)
+  asked, told = sampling.load(out, {}, "float32"), sampling.load(run, {}, "float32")
+  assert asked.calculator == told.calculator
+  prompts = [x.tokenizer.encode_prompt(questions[0]) for x in (asked, told)]
+  assert prompts[0] == prompts[1] and "plan" in told.tokenizer.decode(prompts[1])
+  for path in (run, out):  # the template asks for a plan: a plain answer is not asked so
+    bare = sampling.load(path, {}, "float32", plain=True).tokenizer
+    assert bare.decode(bare.encode_prompt(questions[0])) == f"[user]{questions[0]}[assistant]"
+  more = dataclasses.replace(loaded.config.data, annotated=0.1)
+  with pytest.raises(ValueError, match="has learnt classes that would count as unseen here"):
+    loading.check_start(dataclasses.replace(loaded.config, data=more, init_from=out))
   refused = launch("sgpo.export", f"--workdir={run}", f"--out={out}")
   assert refused.returncode == 1 and "is not empty" in refused.stderr

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from sgpo import config as config_lib
 from sgpo import harness
 from sgpo.evaluation import sampling
 from sgpo.models import hf
@@ -43,7 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-  loaded = sampling.load(folder, config_lib.Data(), "float32")
+  loaded = sampling.load(folder, {}, "float32")
   return harness.HarnessLM(loaded, "plain", 3, 8, 6)
 
 
@@ -96,8 +95,8 @@ def test_a_text_is_the_product_of_its_parts(model):
 
 
 def test_a_template_stands_between_prompt_and_continuation(model, folder):
-  data = config_lib.Data(template="{question}\nAnswer:", chat=True)
-  loaded = sampling.load(folder, data, "float32")
+  given = {"template": "{question}\nAnswer:", "chat": True}
+  loaded = sampling.load(folder, given, "float32")
   asked = harness.HarnessLM(loaded, "plain", 3, 8, 6)
   ids, before = asked._pair("Tom has", " 5 pens.")
   assert loaded.tokenizer.decode(ids[:before]) == "[user]Tom has\nAnswer:[assistant]"

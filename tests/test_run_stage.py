@@ -78,9 +78,7 @@ def test_stopped_and_resumed_equals_uninterrupted(drive):
   with pytest.raises(train.Interrupted) as stop:
     drive("b", Batches(caught=caught, interrupt=4), caught=caught)
   assert stop.value.code == 128 + signal.SIGTERM
-  state, meta = Checkpointer(str(stop.value).split("--workdir=")[1]).restore(
-    lambda _: jax.eval_shape(lambda: wanted)
-  )
+  state, meta = Checkpointer(stop.value.workdir).restore(lambda _: jax.eval_shape(lambda: wanted))
   assert (meta["step"], meta["data"]) == (5, {"next": 5})
   position = loading.Position(meta["stage"], meta["step"], meta["data"])
   resumed, got = drive("b", Batches(), position, state)

@@ -230,14 +230,14 @@ def test_solve_answers_from_a_run(finished):
 
 
 def test_evaluation_commands_keep_what_a_run_was_trained_with(finished):
-  loaded = sampling.load(finished, config_lib.Data(), "float32")
-  data = sampling.data_of(finished, config_lib.Data())
+  loaded = sampling.load(finished, {}, "float32")
+  data = sampling.data_of(finished, {}, plain=False)
   assert loaded.calculator and data == CONFIG.data
   halves = dataclasses.replace(CONFIG.data, annotated=0.5)
   assert len(evaluate.make_data("word_problems:", halves).classes("annotated")) > 80
   assert len(evaluate.make_data("word_problems:", data).classes("annotated")) < 80
   with pytest.raises(ValueError, match="which keeps its own dtype, template and chat"):
-    sampling.load(finished, config_lib.Data(chat=True), "float32")
+    sampling.load(finished, {"chat": True}, "float32")
 
 
 def test_a_broken_json_file_is_named(tmp_path):

@@ -92,14 +92,25 @@ def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
   Raises:
     ValueError: fewer than a quarter of the worked examples' strategies fit config.room.strategy
       (where 1 says that there are none), or of the questions with one strategy behind them
-      config.room.prompt; or none of a split's first problems fits config.eval.prompt and
-      config.room.numbers.
+      config.room.prompt, or of the families the rooms of their prompts and numbers; or none of a
+      split's first problems fits config.eval.prompt and config.room.numbers.
   """
   first, room = config.eval.first, dataclasses.replace(config.room, prompt=config.eval.prompt)
   for split in dataset.splits:
     probed = range(first, min(first + PROBED, dataset.size(split)))
     if not any(fits(dataset.problem(split, i), tokenizer, room) for i in probed):
       raise no_room(split, config)
+  if {*config.stages} - {"sft", "sft_more"}:
+    size = config.sgpo.siblings + 1
+    families = [dataset.family("train", i, size) for i in range(PROBED)]
+    whole = sum(all(fits(p, tokenizer, config.room) for p in family) for family in families)
+    if 4 * whole < PROBED:
+      prompts = [len(tokenizer.encode_prompt(p.question)) for family in families for p in family]
+      raise ValueError(
+        f"config.room.prompt = {config.room.prompt} and config.room.numbers = "
+        f"{config.room.numbers} hold all {size} problems of {whole} of {PROBED} families; prompts "
+        f"take up to {max(prompts)} tokens. Raise them"
+      )
   if not dataset.plans:
     return
   known = min(PROBED, config.data.worked_examples)

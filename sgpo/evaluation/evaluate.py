@@ -28,12 +28,14 @@ def marks(correct: np.ndarray) -> str:
   return "".join("-" if np.isnan(c) else "01"[int(c)] for c in correct)
 
 
-def split_report(problems: list[Problem], out: dict, guided: dict | None, solver: Solver) -> dict:
-  """Accuracy, plan accuracy and failures of one split."""
+def split_report(
+  problems: list[Problem], out: dict, guided: dict | None, solver: Solver, plans: bool = True
+) -> dict:
+  """Accuracy, plan accuracy where classes are `plans`, and failures of one split."""
   texts = written(out["strategy"], solver)
   wanted = [strategies.render(p.plan, solver.config.data) for p in problems]
   right = [
-    float(text == own) if p.plan else np.nan
+    float(text == own) if plans and p.plan else np.nan
     for text, own, p in zip(texts, wanted, problems, strict=True)
   ]
   classes = statistics.class_numbers([p.plan for p in problems])
@@ -52,7 +54,7 @@ def split_report(problems: list[Problem], out: dict, guided: dict | None, solver
 
 
 def failed_rows(
-  split: str, problems: list[Problem], out: dict, solver: Solver
+  split: str, problems: list[Problem], out: dict, solver: Solver, plans: bool
 ) -> list[dict[str, Any]]:
   """The first few failures of each kind, as text for people to look at."""
   rows, seen, tokenizer, data = [], collections.Counter(), solver.tokenizer, solver.config.data
@@ -66,7 +68,7 @@ def failed_rows(
       kind = "unparsed"
     elif np.isnan(out["correct"][i]):
       kind = "ungraded"
-    elif not p.plan:
+    elif not (plans and p.plan):
       kind = "wrong answer"
     else:
       same = strategies.normalize(plan, data) == strategies.render(p.plan, data)
@@ -159,10 +161,11 @@ def _evaluate(solver: Solver, dataset, log: Callable[[str], None]) -> tuple[dict
     guided = None
     if solver.has_bank:
       guided = solve_problems(problems, solver, dataset.domains, guided=True)
-    splits[split] = split_report(problems, out, guided, solver)
-    splits[split]["dropped"] = count - len(problems)
-    rows += failed_rows(split, problems, out, solver)
-    log(f"eval {split}: {splits[split]['pass_at_1']['mean']:.3f} of {len(problems)}")
+    splits[split] = split_report(problems, out, guided, solver, dataset.plans)
+    splits[split]["dropped"] = dropped = count - len(problems)
+    rows += failed_rows(split, problems, out, solver, dataset.plans)
+    left_out = f", {dropped} too long and left out" if dropped else ""
+    log(f"eval {split}: {splits[split]['pass_at_1']['mean']:.3f} of {len(problems)}{left_out}")
   report = {"splits": splits, "transfer": transfer.transfer_report(dataset, solver)}
   report["seconds"] = round(time.perf_counter() - began, 1)
   return report, rows

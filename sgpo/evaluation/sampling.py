@@ -1,6 +1,7 @@
 """Texts that a model samples for prompts: answers, or strategies with their executions."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,29 +41,46 @@ class Loaded(NamedTuple):
   calculator: bool = False  # whether it was trained to let the calculator write behind =
 
 
-def data_of(path: str, data: config_lib.Data) -> config_lib.Data:
-  """How a model's prompts are written and its classes parted: `data`, unless it is a run.
+def _trained(path: str) -> config_lib.Config:
+  """The configuration of a run or of the run that wrote a model folder; the default of others."""
+  if folder.is_model(path) and not os.path.exists(os.path.join(path, folder.EXPORTED)):
+    return config_lib.Config()
+  return loading.read_config(path)
+
+
+def data_of(path: str, given: dict[str, Any], plain: bool) -> config_lib.Data:
+  """How a model's prompts are written and its classes parted: as a run has them, and as `given`.
+
+  The template that a run was trained with asks for a strategy: no `plain` answer is asked so.
 
   Raises:
     ValueError: neither a model folder nor a run.
   """
-  return data if folder.is_model(path) else loading.read_config(path).data
+  data = _trained(path).data
+  if plain:
+    data = dataclasses.replace(data, template=config_lib.Data().template)
+  return dataclasses.replace(data, **given)
 
 
-def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
+def load(path: str, given: dict[str, Any], dtype: str, plain: bool = False) -> Loaded:
   """A model folder of Hugging Face, or the newest parameters of a run.
 
   Args:
-    data: template and chat template of a model folder; of a run the default, as it has its own.
+    given: `template` and `chat` where they are to be others than the folder knows of; a run has its
+      own.
+    plain: whether it is asked for answers, instead of strategies and executions.
   Raises:
     ValueError: neither of both, or files that cannot be read.
   """
+  data = data_of(path, given, plain)
   if not folder.is_model(path):
-    if (dtype, data) != ("float32", config_lib.Data()):
+    if dtype != "float32" or given:
       raise ValueError(
         f"{path} is a run, which keeps its own dtype, template and chat template: give none of them"
       )
     config, _, tokenizer, state = loading.load(path, mesh=(-1, 1), data=False, training=False)
+    if isinstance(tokenizer, PretrainedTokenizer):
+      tokenizer = PretrainedTokenizer(tokenizer.folder, data)
     lm = transformer.make_lm(config.model, tokenizer.vocab_size)
     return Loaded(lm, state.params, tokenizer, config.sampling.calculator)
   model, vocab = hf_config.read_config(path)
@@ -71,7 +89,9 @@ def load(path: str, data: config_lib.Data, dtype: str) -> Loaded:
   lm = transformer.make_lm(model, tokenizer.vocab_size)
   shapes = jax.eval_shape(lm.init, jax.random.key(0))
   wanted = sharding.placed(sharding.make_mesh((-1, 1)), {"params": shapes})["params"]
-  return Loaded(lm, hf.load(path, wanted), tokenizer)
+  known = os.path.exists(os.path.join(path, folder.EXPORTED))
+  calculator = known and _trained(path).sampling.calculator
+  return Loaded(lm, hf.load(path, wanted), tokenizer, calculator)
 
 
 def sample_plain(

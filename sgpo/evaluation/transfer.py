@@ -54,7 +54,7 @@ def _pairs(dataset, solver: Solver, split: str) -> list[list[Problem]]:
   if not pairs:
     raise ValueError(
       f"no two problems of a class of split {split!r} fit config.eval.prompt = "
-      f"{solver.config.eval.prompt}; raise it"
+      f"{solver.config.eval.prompt} and config.room.numbers = {solver.room.numbers}; raise them"
     )
   return pairs
 

@@ -10,5 +10,5 @@ if __name__ == "__main__":
   parser.add_argument("--workdir", required=True, help="folder of a run, finished or not")
   try:
     print(write_report(parser.parse_args().workdir))
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")

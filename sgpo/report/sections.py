@@ -31,10 +31,11 @@ def _split_rows(before: dict, after: dict | None) -> list[list[str]]:
   last, rows = after or before, []
   for name, split in last["splits"].items():
     plans = [_of(e, name, "plan") for e in (before, after)]
+    dropped = split.get("dropped")  # too long for their room
     rows.append(
       [
         f"{code(name)}<br><small>{summary.SPLITS.get(name, '')}</small>",
-        str(split.get("n", "–")),
+        str(split.get("n", "–")) + (f"<br><small>{dropped} left out</small>" if dropped else ""),
         ci(_of(before, name, "pass_at_1")),
         ci(_of(after, name, "pass_at_1")),
         ci(summary.split_difference(after, before, name), signed=True),

@@ -138,6 +138,8 @@ def test_plans_are_right_where_the_style_is_the_classs(data, config, tokenizer):
   out = {"strategy": pipeline.pad(ids, 80, 0), "correct": yes, "truncated": no, "parsed": ~no}
   assert evaluate.split_report(problems, out, None, Given())["plan"]["mean"] == 0.75
   problems[0] = dataclasses.replace(problems[0], plan="")  # as GSM8K has some: not counted
+  unknown = evaluate.split_report(problems, out, None, Given(), plans=False)["plan"]
+  assert np.isnan(unknown["mean"])  # classes of MATH are no plans
   plan = evaluate.split_report(problems, out, None, Given())["plan"]
   assert plan["mean"] == pytest.approx(2 / 3)
 
