@@ -28,6 +28,7 @@ from sgpo.evaluation import statistics
 from sgpo.evaluation.sampling import Loaded, Sample, data_of, load, sample_plain, sample_strategies
 from sgpo.types import Problem
 
+COMMAND, ROWS = "command.json", "rows.jsonl"  # in --out, beside summary.json
 TEMPLATE = "Question: {question}\nAnswer:"
 
 
@@ -177,35 +178,36 @@ def grade_batch(
   return rows
 
 
+def identity(args: argparse.Namespace) -> dict:
+  """What makes an evaluation's rows: the command, and the checkpoints that a run has by now."""
+  saved = os.path.join(args.model, "checkpoints")
+  steps = sorted(os.listdir(saved)) if os.path.isdir(saved) else []
+  return {k: v for k, v in vars(args).items() if k != "out"} | {"checkpoints": steps}
+
+
 def started(args: argparse.Namespace) -> list[dict]:
   """Rows that an interrupted evaluation by the same command has left in --out, mostly none.
 
   Raises:
-    ValueError: they are of another command, or of a model that has been trained on.
+    ValueError: they are of another command, or the evaluation is whole.
   """
-  saved = os.path.join(args.model, "checkpoints")
-  steps = sorted(os.listdir(saved)) if os.path.isdir(saved) else []
-  mine = {k: v for k, v in vars(args).items() if k != "out"} | {"checkpoints": steps}
-  path, rows = os.path.join(args.out, "command.json"), os.path.join(args.out, "rows.jsonl")
-  if os.path.exists(rows) and (not os.path.exists(path) or files.read_json(path) != mine):
+  if os.path.exists(os.path.join(args.out, "summary.json")):
+    raise ValueError(f"--out={args.out} holds an evaluation: choose another folder, or move it")
+  path, rows = (os.path.join(args.out, name) for name in (COMMAND, ROWS))
+  if not os.path.exists(rows):
+    return []
+  if not os.path.exists(path) or files.read_json(path) != identity(args):
     raise ValueError(
       f"--out={args.out} holds a part of an evaluation by another command or of other checkpoints: "
       "choose another folder, or move it"
     )
-  os.makedirs(args.out, exist_ok=True)
-  files.write_json(path, mine)
-  if not os.path.exists(rows):
-    return []
   with open(rows, encoding="utf-8") as file:
     return [json.loads(line) for line in file]
 
 
 def run(args: argparse.Namespace) -> dict:
   """Evaluates as the command line says; returns the summary, writes it and the rows to --out."""
-  if os.path.exists(os.path.join(args.out, "summary.json")):
-    raise ValueError(f"--out={args.out} holds an evaluation: choose another folder, or move it")
-  rows_path = os.path.join(args.out, "rows.jsonl")
-  started(args)  # a folder that cannot be used is told before weights are read
+  rows = started(args)
   given = {"template": args.template, "chat": args.chat}
   given = {name: value for name, value in given.items() if value is not None}
   plain = args.mode == "plain"
@@ -215,9 +217,10 @@ def run(args: argparse.Namespace) -> dict:
   shots = ""
   if args.shots:
     shots = shots_text(make_data(args.shots_from or args.data, data), args.shots)
+  files.write_json(os.path.join(args.out, COMMAND), identity(args))
   loaded = load(args.model, given, args.dtype, plain)  # last: weights may take minutes
   sample = make_sampler(loaded, shots, data.chat, args)
-  rows, began = started(args), time.perf_counter()
+  began = time.perf_counter()
   name = "math" if "math" in dataset.graders else "numeric"
   mesh = sharding.make_mesh((-1, 1))
   with graders.opened(name, marked=args.mode == "strategy") as grader, jax.set_mesh(mesh):
@@ -226,7 +229,7 @@ def run(args: argparse.Namespace) -> dict:
       key = jax.random.fold_in(jax.random.key(args.seed), start)
       sampled = list(sample(pipeline.filled(chunk, args.batch), key))
       rows += grade_batch(grader, chunk, sampled[: len(chunk)])
-      files.write_rows(rows_path, rows)
+      files.write_rows(os.path.join(args.out, ROWS), rows)
       print(f"{len(rows)}/{len(families)}", file=sys.stderr)
   by_class = bool(dataset.plans or args.siblings or families[0][0].seed)
   summary = summarize(rows, args.samples, by_class)

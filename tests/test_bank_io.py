@@ -184,6 +184,12 @@ def test_more_entries_than_capacity(tmp_path):
     read(path, capacity=2)
 
 
+def test_a_file_without_strategies_is_refused(tmp_path):
+  (tmp_path / "bank.jsonl").write_text("\n")
+  with pytest.raises(ValueError, match="bank.jsonl holds no strategies; leave config.bank.file"):
+    read(tmp_path / "bank.jsonl")
+
+
 def test_missing_and_unreadable_files(tmp_path):
   with pytest.raises(ValueError, match="absent.jsonl does not exist"):
     read(tmp_path / "absent.jsonl")

@@ -146,6 +146,8 @@ def test_local_tasks_through_the_harness(model, folder, tmp_path, monkeypatch, c
   out = tmp_path / "result.json"
   assert command(monkeypatch, *common, "--tasks=choose,write", f"--out={out}") == 0
   results = json.loads(out.read_text())["results"]
+  assert command(monkeypatch, *common, "--tasks=choose", f"--out={tmp_path}") == 1
+  assert f"--out={tmp_path} exists" in capsys.readouterr().err
   assert results["choose"]["acc,none"] == 0.75
   assert results["write"]["exact_match,none"] == 0.75
   assert "choose" in capsys.readouterr().out

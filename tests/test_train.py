@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -96,6 +97,17 @@ def test_interrupted_and_resumed_is_bit_identical(finished, tmp_path, monkeypatc
   jax.tree.map(np.testing.assert_array_equal, a, b)
   learned = lambda w: [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in lines(w)]
   assert learned(finished) == learned(workdir)
+
+
+def test_a_run_does_not_go_on_with_other_data(finished, tmp_path):
+  workdir = str(tmp_path / "run")
+  shutil.copytree(finished, workdir)
+  told = files.read_json(path := os.path.join(workdir, "run.json"))
+  files.write_json(path, told | {"data": {"word_problems": "0"}})
+  with pytest.raises(ValueError, match="began with other data: word_problems was 0 and is 2"):
+    train.run(CONFIG, workdir)
+  files.write_json(path, told)
+  train.run(CONFIG, workdir)
 
 
 def test_another_configuration_is_refused_with_the_difference(finished):

@@ -21,7 +21,7 @@ from sgpo.types import INT32, NO_NUMBER, Examples, Families, Problem
 
 ATTEMPTS = 64  # indices that one row may try before the room counts as too small
 BATCHES = 10**7  # the end of a data set without end
-PROBED = 64  # worked examples whose strategies are measured before a run
+PROBED = 64  # problems, worked examples and families that are measured before a run
 GOLD = 96  # bytes of an answer as text, U
 
 
@@ -87,32 +87,26 @@ def no_room(split: str, config: Config) -> ValueError:
 
 
 def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
-  """Refuses rooms that would drop nearly all strategies, nearly all hints, or a split's problems.
+  """Refuses rooms that would drop a split's problems, nearly all strategies, hints, or families.
 
   Raises:
-    ValueError: fewer than a quarter of the worked examples' strategies fit config.room.strategy
-      (where 1 says that there are none), or of the questions with one strategy behind them
-      config.room.prompt, or of the families the rooms of their prompts and numbers; or none of a
-      split's first problems fits config.eval.prompt and config.room.numbers.
+    ValueError: none of a split's first problems fits config.eval.prompt and config.room.numbers; or
+      fewer than a quarter of the worked examples' strategies fit config.room.strategy (where 1 says
+      that there are none), of the questions with one strategy behind them config.room.prompt, or of
+      the families the rooms of their prompts and numbers.
   """
   first, room = config.eval.first, dataclasses.replace(config.room, prompt=config.eval.prompt)
   for split in dataset.splits:
     probed = range(first, min(first + PROBED, dataset.size(split)))
     if not any(fits(dataset.problem(split, i), tokenizer, room) for i in probed):
       raise no_room(split, config)
+  if dataset.plans:
+    _check_strategies(dataset, tokenizer, config)
   if {*config.stages} - {"sft", "sft_more"}:
-    size = config.sgpo.siblings + 1
-    families = [dataset.family("train", i, size) for i in range(PROBED)]
-    whole = sum(all(fits(p, tokenizer, config.room) for p in family) for family in families)
-    if 4 * whole < PROBED:
-      prompts = [len(tokenizer.encode_prompt(p.question)) for family in families for p in family]
-      raise ValueError(
-        f"config.room.prompt = {config.room.prompt} and config.room.numbers = "
-        f"{config.room.numbers} hold all {size} problems of {whole} of {PROBED} families; prompts "
-        f"take up to {max(prompts)} tokens. Raise them"
-      )
-  if not dataset.plans:
-    return
+    _check_families(dataset, tokenizer, config)
+
+
+def _check_strategies(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
   known = min(PROBED, config.data.worked_examples)
   examples = [dataset.worked_example(i) for i in range(known)]
   texts = [strategies.render(p.plan, config.data) for p in examples]
@@ -135,6 +129,18 @@ def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
         f"{config.data.strategies!r}; they take up to {max(lengths)} tokens. Raise it, and "
         f"config.eval.{name} with it"
       )
+
+
+def _check_families(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
+  room, size = config.room, config.sgpo.siblings + 1
+  families = [dataset.family("train", i, size) for i in range(PROBED)]
+  whole = sum(all(fits(p, tokenizer, room) for p in family) for family in families)
+  if 4 * whole < PROBED:
+    longest = max(len(tokenizer.encode_prompt(p.question)) for family in families for p in family)
+    raise ValueError(
+      f"config.room.prompt = {room.prompt} and config.room.numbers = {room.numbers} hold the "
+      f"{size} problems of {whole} in {PROBED} families; prompts take up to {longest} tokens. Raise them"
+    )
 
 
 def family_arrays(

@@ -152,8 +152,13 @@ def test_rooms_that_hold_nothing_are_refused(style, data, config, tokenizer):
   tight = dataclasses.replace(config, room=dataclasses.replace(config.room, prompt=40))
   with pytest.raises(ValueError, match="config.room.prompt = 40 holds .* from the bank"):
     pipeline.check_room(data, tokenizer, tight)
-  alone = dataclasses.replace(tight, bank=config_lib.BankConfig(capacity=0))
+  alone = dataclasses.replace(tight, bank=config_lib.BankConfig(capacity=0), stages=("sft",))
   pipeline.check_room(data, tokenizer, alone)
+  few = dataclasses.replace(config, room=dataclasses.replace(config.room, prompt=24))
+  few = dataclasses.replace(few, bank=config_lib.BankConfig(capacity=0))
+  with pytest.raises(ValueError, match="config.room.prompt = 24 .* of 0 in 64 families; prompts"):
+    pipeline.check_room(data, tokenizer, few)
+  pipeline.check_room(data, tokenizer, dataclasses.replace(few, stages=("sft",)))
   blind = dataclasses.replace(config, eval=dataclasses.replace(config.eval, prompt=4))
   with pytest.raises(ValueError, match="no problem of split 'id' fits config.eval.prompt = 4"):
     pipeline.check_room(data, tokenizer, blind)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import os
 import sys
 
 import jax
@@ -100,6 +101,14 @@ def test_answers_of_a_model_folder(folder, tmp_path, monkeypatch, capsys):
     for x in "ab"
   )
   assert rows == again and len(rows) == 3 and len(rows[0]["texts"]) == 2
+  os.remove(f"{tmp_path}/b/summary.json")  # as if stopped behind the first batch
+  with open(f"{tmp_path}/b/rows.jsonl", "w", encoding="utf-8") as file:
+    file.writelines(before.splitlines(keepends=True)[:2])
+  assert command(monkeypatch, *common, "--seed=1", f"--out={tmp_path}/b") == 1
+  assert "a part of an evaluation by another command" in capsys.readouterr().err
+  assert command(monkeypatch, *common, f"--out={tmp_path}/b") == 0
+  assert "3/3" in (said := capsys.readouterr().err) and "2/3" not in said
+  assert open(f"{tmp_path}/b/rows.jsonl", encoding="utf-8").read() == before
   summary = json.load(open(f"{tmp_path}/a/summary.json", encoding="utf-8"))
   assert "truncated" not in summary  # nobody knows where a rambling answer should have ended
   assert summary["problems"] == 3 and summary["data"] == {"word_problems": "2"}
