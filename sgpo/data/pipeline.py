@@ -138,8 +138,8 @@ def _check_families(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> N
   if 4 * whole < PROBED:
     longest = max(len(tokenizer.encode_prompt(p.question)) for family in families for p in family)
     raise ValueError(
-      f"config.room.prompt = {room.prompt} and config.room.numbers = {room.numbers} hold the "
-      f"{size} problems of {whole} in {PROBED} families; prompts take up to {longest} tokens. Raise them"
+      f"config.room.prompt = {room.prompt} and config.room.numbers = {room.numbers} hold all "
+      f"problems of {whole} in {PROBED} families; prompts take up to {longest} tokens. Raise them"
     )
 
 
