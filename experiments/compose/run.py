@@ -144,15 +144,19 @@ def bits(found: list[dict], split: str, arm: str) -> list[np.ndarray]:
   return [np.array([int(c) for c in run["splits"][split][arm]["correct"]]) for run in found]
 
 
+def difference(found: list[dict], split: str, arm: str, other: str) -> statistics.Interval:
+  """Accuracy of one arm less another's, paired problem by problem."""
+  pairs = zip(bits(found, split, arm), bits(found, split, other), strict=True)
+  return statistics.mean_of_groups([a - b for a, b in pairs], [r["classes"][split] for r in found])
+
+
 def arm_summary(found: list[dict], split: str, arm: str) -> dict:
   """One arm's means over the runs, its accuracy and its difference to no bank with intervals."""
-  groups, bare = bits(found, split, arm), bits(found, split, BARE)
   rows = [run["splits"][split][arm] for run in found]
   classes = [run["classes"][split] for run in found]
-  gains = [a - b for a, b in zip(groups, bare, strict=True)]
   return {
-    "accuracy": statistics.mean_of_groups(groups, classes),
-    "difference": statistics.mean_of_groups(gains, classes),
+    "accuracy": statistics.mean_of_groups(bits(found, split, arm), classes),
+    "difference": difference(found, split, arm, BARE),
     "active": tables.mean(found, lambda run: run["active"][arm]),
     **{key: tables.mean(rows, lambda row, key=key: row[key]) for key in SHARES},
   }
@@ -190,6 +194,9 @@ def markdown(found: list[dict], means: dict, command: str) -> str:
       for arm, m in arms.items()
     ]  # fmt: skip
     out += [f"### {split}\n", tables.rows(head, body)]
+    if POISONED in arms:
+      less = tables.cell(difference(found, split, POISONED, WHOLE))
+      out += [f"Poisoned less whole bank, paired: {less}.\n"]
   return "\n".join(out)
 
 
