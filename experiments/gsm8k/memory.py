@@ -1,6 +1,8 @@
 """What the presets of configs/gsm8k.py need, from shapes alone: no weights, no accelerator.
 
 python -m experiments.gsm8k.memory [--devices=1,8,32] [--lora=16] [--compile=qwen3-0.6b]
+XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+    python -m experiments.gsm8k.memory --compile=llama3-8b --mesh=2,4
 """
 
 import argparse
@@ -30,10 +32,11 @@ class _Tokens:
     )  # fmt: skip
 
 
-def preset_config(preset: str, lora: int) -> config_lib.Config:
-  """The configuration of a preset, with adapters of a rank."""
+def preset_config(preset: str, lora: int, microbatches: int = 0) -> config_lib.Config:
+  """The configuration of a preset, with adapters of a rank, and other microbatches where given."""
   config = gsm8k.get_config(preset)
   config.lora.rank = lora
+  config.sgpo.microbatches = microbatches or config.sgpo.microbatches
   return config_lib.read(config)
 
 
@@ -65,18 +68,22 @@ def cache_bytes(config: config_lib.Config) -> int:
   return 2 * tokens * m.layers * m.kv_heads * m.head_dim * (2 if m.dtype == "bfloat16" else 4)
 
 
-def compiled_bytes(config: config_lib.Config) -> tuple[int, int]:
-  """(arguments, other buffers) of the step compiled for one device of this machine."""
+def compiled_bytes(config: config_lib.Config, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+  """(arguments, other buffers) on each device of the step compiled for a mesh of this machine's."""
   method, state, _ = abstract_state(config)
+  state = sharding.placed(mesh, state)
   P, J = config.sgpo.sources, config.sgpo.siblings + 1
-  int32 = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  int32 = lambda *shape: jax.ShapeDtypeStruct(shape, "int32", sharding=rows)
   families = Families(
     prompt_PJT=int32(P, J, config.room.prompt), length_PJ=int32(P, J), answer_PJ=int32(P, J),
     numbers_PJM=int32(P, J, config.room.numbers), domain_P=int32(P), source_P=int32(P),
   )  # fmt: skip
   key = jax.eval_shape(lambda: jax.random.key(0))
-  step = jax.jit(method.step, donate_argnums=0).lower(state, families, key).compile()
-  memory = step.memory_analysis()
+  shardings = (jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh))
+  with jax.set_mesh(mesh):
+    step = jax.jit(method.step, donate_argnums=0, out_shardings=shardings)
+    memory = step.lower(state, families, key).compile().memory_analysis()
   return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
@@ -87,13 +94,19 @@ def main() -> int:
     "--devices", default="1,8,32", help="numbers of devices, data x model = n x 1"
   )
   parser.add_argument("--compile", default="", help="a preset whose step is compiled here")
+  parser.add_argument("--mesh", default="1,1", help="data and model axis of --compile")
+  parser.add_argument("--microbatches", type=int, default=0, help="of --compile; else the preset's")
   parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains everything")
   args = parser.parse_args()
   counts = [int(n) for n in args.devices.split(",")]
   if args.compile:
-    config = preset_config(args.compile, args.lora)
-    state, other = compiled_bytes(config)
-    print(f"{args.compile}: arguments {state / GIB:.1f} GiB, other buffers {other / GIB:.1f} GiB")
+    config = preset_config(args.compile, args.lora, args.microbatches)
+    mesh = sharding.make_mesh(tuple(int(n) for n in args.mesh.split(",")))
+    state, other = compiled_bytes(config, mesh)
+    print(
+      f"{args.compile} on {args.mesh}: arguments {state / GIB:.1f} GiB, "
+      f"other buffers {other / GIB:.1f} GiB a device"
+    )
     return 0
   heads = " | ".join(f"{n} device{'s' * (n > 1)}" for n in counts)
   print(f"| preset | parameters | keys and values | state a device, {heads} |")
