@@ -46,15 +46,15 @@ def loss_masks(rollout) -> tuple[jax.Array, jax.Array]:
 
 
 def policy_loss(
-  params, piece: Piece, *, counts: tuple[jax.Array, ...], reference: Any, lm: LM, config: Config,
-  symbols: Symbols,
+  params, piece: Piece, *, counts: tuple[jax.Array, ...], lm: LM, config: Config,
+  symbols: Symbols, reference: Any = None,
 ) -> tuple[jax.Array, dict]:  # fmt: skip
   """weight * (L(strategy) + share * L(shared)) + L(execution) + kl * KL, means over tokens.
 
   L(shared) = -w log pi(s | x) teaches every problem of a family the best strategy of all.
 
   `counts` are the tokens of both segments in the whole batch, and of the strategies taught: losses
-  and metrics of pieces add up. `reference` are the parameters from which KL is measured.
+  and metrics of pieces add up. `reference` are the parameters from which a KL term is measured.
   """
   c, rollout = config.sgpo, piece.rollout
   score = partial(
