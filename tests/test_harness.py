@@ -146,13 +146,14 @@ def test_local_tasks_through_the_harness(model, folder, tmp_path, monkeypatch, c
   out = tmp_path / "result.json"
   assert command(monkeypatch, *common, "--tasks=choose,write", f"--out={out}") == 0
   results = json.loads(out.read_text())["results"]
-  assert command(monkeypatch, *common, "--tasks=choose", f"--out={tmp_path}") == 1
-  assert f"--out={tmp_path} exists" in capsys.readouterr().err
   assert results["choose"]["acc,none"] == 0.75
   assert results["write"]["exact_match,none"] == 0.75
   assert "choose" in capsys.readouterr().out
+  assert command(monkeypatch, *common, "--tasks=choose", f"--out={out}") == 1
+  assert f"--out={out} exists" in capsys.readouterr().err
+  out = tmp_path / "guided.json"
   args = ("--tasks=write", "--mode=strategy", "--limit=1", f"--out={out}")
   assert command(monkeypatch, *common, *args) == 0
   assert json.loads(out.read_text())["n-samples"]["write"] == {"original": 4, "effective": 1}
-  assert command(monkeypatch, *common, "--tasks=chose", f"--out={out}") == 1
+  assert command(monkeypatch, *common, "--tasks=chose", f"--out={tmp_path}/x") == 1
   assert "--tasks=chose is no task" in capsys.readouterr().err
