@@ -90,16 +90,21 @@ def placed(mesh: Mesh, abstract_state: Any) -> Any:
   return jax.tree.map(place, abstract_state, state_shardings(mesh, abstract_state))
 
 
+def _lay(x: jax.Array, spec: P) -> jax.Array:
+  """Says within a jitted function how an array lies on the mesh that is set, if one is."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, _fit(mesh, spec, x.shape))
+
+
 def by_rows(x: jax.Array) -> jax.Array:
   """Says within a jitted function that the first axis lies over "data", where it divides it.
 
   Embedded tokens need it: the table has its width over "data", and a compiler that keeps it there
   holds the whole batch on every device.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return x
-  return jax.lax.with_sharding_constraint(x, _fit(mesh, P("data"), x.shape))
+  return _lay(x, P("data"))
 
 
 def gathered(params: Any) -> Any:
@@ -107,14 +112,10 @@ def gathered(params: Any) -> Any:
 
   For a loop that reads all of them at each turn, as sampling does.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return params
 
   def gather(path, leaf):
     spec = PARAMETERS.get(path[-1].key, P())
-    spec = P(*(None if axis == "data" else axis for axis in spec))
-    return jax.lax.with_sharding_constraint(leaf, _fit(mesh, spec, leaf.shape))
+    return _lay(leaf, P(*(None if axis == "data" else axis for axis in spec)))
 
   return jax.tree_util.tree_map_with_path(gather, params)
 

@@ -41,10 +41,10 @@ class Loaded(NamedTuple):
   calculator: bool = False  # whether it was trained to let the calculator write behind =
 
 
-def _trained(path: str) -> config_lib.Config:
-  """The configuration of a run or of the run that wrote a model folder; the default of others."""
+def _trained(path: str) -> config_lib.Config | None:
+  """The configuration of a run, or of the run that wrote a model folder; None of other folders."""
   if folder.is_model(path) and not os.path.exists(os.path.join(path, folder.EXPORTED)):
-    return config_lib.Config()
+    return None
   return loading.read_config(path)
 
 
@@ -56,7 +56,7 @@ def data_of(path: str, given: dict[str, Any], plain: bool) -> config_lib.Data:
   Raises:
     ValueError: neither a model folder nor a run.
   """
-  data = _trained(path).data
+  data = (_trained(path) or config_lib.Config()).data
   if plain:
     data = dataclasses.replace(data, template=config_lib.Data().template)
   return dataclasses.replace(data, **given)
@@ -89,8 +89,8 @@ def load(path: str, given: dict[str, Any], dtype: str, plain: bool = False) -> L
   lm = transformer.make_lm(model, tokenizer.vocab_size)
   shapes = jax.eval_shape(lm.init, jax.random.key(0))
   wanted = sharding.placed(sharding.make_mesh((-1, 1)), {"params": shapes})["params"]
-  known = os.path.exists(os.path.join(path, folder.EXPORTED))
-  calculator = known and _trained(path).sampling.calculator
+  trained = _trained(path)
+  calculator = trained is not None and trained.sampling.calculator
   return Loaded(lm, hf.load(path, wanted), tokenizer, calculator)
 
 
