@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -162,12 +163,23 @@ def _asked_to_stop(caught: list[int], step: int) -> bool:
   return bool(caught)
 
 
-def _log_metrics(run: loading.Run, method: Method, writer, progress, pending: dict) -> None:
-  """Writes one step's metrics, a step late, so that the device is not waited for."""
-  metrics = pending["metrics"]
+def _completion(arrays: list) -> float:
+  """Waits for arrays and returns the time."""
+  jax.block_until_ready(arrays)
+  return time.perf_counter()
+
+
+def _log_metrics(
+  run: loading.Run, method: Method, writer, progress, pending: dict, began: float
+) -> float:
+  """Writes one step's metrics, a step late, so that the device is not waited for.
+
+  Its seconds are those since `began`, when the step before was complete. Returns when this one was.
+  """
+  metrics, ended = pending["metrics"], pending["ended"].result()
   samples = metrics.pop("samples", None)
   scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
-  seconds = time.perf_counter() - pending["began"]
+  seconds = ended - began
   scalars |= {"perf/step_s": seconds, "data/dropped": float(pending["dropped"])}
   if "cost/trained" in scalars:
     scalars["cost/flops"] = cost.flops(run.config.model, run.tokenizer.vocab_size, scalars)
@@ -183,6 +195,7 @@ def _log_metrics(run: loading.Run, method: Method, writer, progress, pending: di
     name = f"{stage}_{pending['step']:06d}.jsonl"
     rows = method.sample_rows(jax.device_get(samples))
     files.write_rows(os.path.join(run.workdir, "samples", name), rows)
+  return ended
 
 
 def _save(
@@ -223,6 +236,10 @@ def run_stage(
   main = jax.process_index() == 0
   writer = MetricWriter(run.workdir, offset + position.step) if main else None
   progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
+  # On a GPU a program with loops keeps the thread that starts it until it is nearly through, so the
+  # time at which a step is complete is taken by a thread of its own.
+  clock = ThreadPoolExecutor(1)
+  cleanup.callback(clock.shutdown, wait=False)  # an error does not wait for what may never come
   pending, ahead, began = None, None, time.perf_counter()
   try:
     for step in range(position.step, method.steps):
@@ -236,16 +253,15 @@ def run_stage(
       else:
         state, metrics = step_fn(state, *batch)
       if pending:
-        _log_metrics(run, method, writer, progress, pending | {"began": began})
-        began = time.perf_counter()  # the step before is complete: this one begins
+        began = _log_metrics(run, method, writer, progress, pending, began)
       pending = dict(
-        metrics=metrics, step=step, global_step=offset + step, stage=stage,
-        dropped=dropped,
+        metrics=metrics, ended=clock.submit(_completion, jax.tree.leaves(metrics)), step=step,
+        global_step=offset + step, stage=stage, dropped=dropped,
       )  # fmt: skip
       stop = _asked_to_stop(caught, offset + done)
       if stop or last:
         # Logged before it is saved: a kill in between leaves no gap in the metrics.
-        _log_metrics(run, method, writer, progress, pending | {"began": began})
+        _log_metrics(run, method, writer, progress, pending, began)
         pending = None
         _save(run, state, stage, done, offset, data)
         began = time.perf_counter()
