@@ -69,6 +69,10 @@ def _main(argv: list[str]) -> int:
   jax.config.update("jax_compilation_cache_dir", cache)
   if _several_processes():
     jax.distributed.initialize()
+    if jax.default_backend() == "cpu":
+      # Read back from the cache, a program for CPUs has lost the order of the collectives in its
+      # loops and outside them. Gloo pairs them by order: the processes would wait for each other.
+      jax.config.update("jax_enable_compilation_cache", False)
   from sgpo import train  # noqa: PLC0415
 
   try:

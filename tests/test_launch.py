@@ -59,8 +59,8 @@ def launch_two(tmp_path, *args):
   slurm = {
     "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2",
     "SLURM_STEP_NODELIST": "localhost", "JAX_PLATFORMS": "cpu",
-    # Gloo mixes up collectives that a CPU runs at the same time.
-    "XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    # Gloo mixes up collectives that a CPU runs at the same time: one thread, one order.
+    "XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false", "NPROC": "1",
   }  # fmt: skip
   command = [sys.executable, os.path.join(ROOT, "launch.py"), *args]
   pipes = dict(cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -84,3 +84,13 @@ def test_a_mistake_ends_all_processes(tmp_path):
   codes, said = launch_two(tmp_path, SMOKE, "--workdir=x", "--config.mesh=(-1,1)")
   assert 0 not in codes
   assert "x is not empty" in said[0] and "process 0 has refused" in said[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_write_one_run(tmp_path):
+  args = (SMOKE, "--workdir=x", "--config.mesh=(-1,1)", "--config.reward.grader=numeric")
+  codes, said = launch_two(tmp_path, *args)
+  assert codes == [0, 0], [text[-3500:] for text in said]
+  assert {"DONE", "report.html", "metrics.jsonl"} <= {*os.listdir(tmp_path / "x")}
+  with open(tmp_path / "x" / "metrics.jsonl", encoding="utf-8") as file:
+    assert len(file.readlines()) == 15
