@@ -152,7 +152,8 @@ class Checkpointer:
         Checkpointer that only reads, leaves may be UNREAD: they stay on the disk, and so in the
         state.
     Raises:
-      ValueError: no checkpoint, or none that is whole; the message names each and why.
+      ValueError: no checkpoint, or none that is whole; the message names each and why. In one of
+        several processes, which cannot go back alone: the newest is not whole.
     """
     problems, broken = [], []
     for step in reversed(self.steps):
@@ -165,6 +166,11 @@ class Checkpointer:
           raise
         broken.append(step)
         reason = f"{type(error).__name__}: {str(error)}".splitlines()[0]
+        if jax.process_count() > 1:  # the others may have read it, and would go on from there
+          raise ValueError(
+            f"the checkpoint {self.folder}/{step} cannot be read ({reason[:200]}); move it away, "
+            f"and the same command goes on from the one before it, of {self.steps}"
+          ) from error
         problems.append(f"step {step}: {reason[:200]}")
         log.warning("checkpoint %s/%d is corrupted (%s)", self.folder, step, problems[-1])
     raise ValueError(

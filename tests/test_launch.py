@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -94,3 +95,24 @@ def test_two_processes_train_and_write_one_run(tmp_path):
   assert {"DONE", "report.html", "metrics.jsonl"} <= {*os.listdir(tmp_path / "x")}
   with open(tmp_path / "x" / "metrics.jsonl", encoding="utf-8") as file:
     assert len(file.readlines()) == 15
+
+
+@pytest.mark.slow
+def test_two_processes_name_a_broken_checkpoint_and_go_on_without_it(tmp_path):
+  args = (
+    SMOKE, "--workdir=x", "--config.mesh=(-1,1)", "--config.stages=('sft',)",
+    "--config.sft.steps=4", "--config.checkpoint.every=2",
+  )  # fmt: skip
+  codes, said = launch_two(tmp_path, *args)
+  assert codes == [0, 0], [text[-3500:] for text in said]
+  run = tmp_path / "x"
+  for path in run.glob("checkpoints/4/state/ocdbt.process_1/d/*"):
+    path.write_bytes(bytes(path.stat().st_size))
+  for path in (run / "DONE", run / "eval" / "sft.json"):
+    path.unlink()
+  codes, said = launch_two(tmp_path, *args)
+  assert 0 not in codes and any("checkpoints/4 cannot be read" in text for text in said), said
+  shutil.move(run / "checkpoints" / "4", tmp_path / "away")
+  codes, said = launch_two(tmp_path, *args)
+  assert codes == [0, 0], [text[-3500:] for text in said]
+  assert (run / "checkpoints" / "4").exists() and (run / "DONE").exists()
