@@ -1,9 +1,11 @@
 """The command line as a user types it."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -55,7 +57,7 @@ def test_help(tmp_path):
   assert result.returncode == 0 and "--workdir" in result.stdout
 
 
-def launch_two(tmp_path, *args):
+def launch_two(tmp_path, *args, meanwhile=lambda started: None):
   """(exit codes, stderr) of two processes that are started as Slurm does."""
   slurm = {
     "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2",
@@ -71,6 +73,7 @@ def launch_two(tmp_path, *args):
     )
     for i in "01"
   ]
+  meanwhile(started)
   said = [process.communicate(timeout=600)[1] for process in started]
   return [process.returncode for process in started], said
 
@@ -95,6 +98,29 @@ def test_two_processes_train_and_write_one_run(tmp_path):
   assert {"DONE", "report.html", "metrics.jsonl"} <= {*os.listdir(tmp_path / "x")}
   with open(tmp_path / "x" / "metrics.jsonl", encoding="utf-8") as file:
     assert len(file.readlines()) == 15
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_behind_one_step(tmp_path):
+  args = (
+    SMOKE, "--workdir=x", "--config.mesh=(-1,1)", "--config.stages=('sft',)",
+    "--config.sft.steps=100",
+  )  # fmt: skip
+  metrics = tmp_path / "x" / "metrics.jsonl"
+
+  def stop_the_second(started):
+    while started[1].poll() is None and not (metrics.exists() and metrics.read_text()):
+      time.sleep(0.1)
+    started[1].terminate()
+
+  codes, said = launch_two(tmp_path, *args, meanwhile=stop_the_second)
+  assert codes == [143, 143], [text[-3500:] for text in said]
+  done = len(metrics.read_text().splitlines())
+  assert done < 100 and [int(p.name) for p in metrics.parent.glob("checkpoints/*")] == [done]
+  codes, said = launch_two(tmp_path, *args)
+  assert codes == [0, 0], [text[-3500:] for text in said]
+  steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+  assert steps == [*range(100)]
 
 
 @pytest.mark.slow
