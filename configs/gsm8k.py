@@ -34,6 +34,12 @@ SIZES = {
   "llama3-8b": (
     (4096, 32, 32, 8, 128, 14336), 128_256, dict(tied=False), dict(theta=500_000.0), (-1, 4),
   ),
+  "llama3.1-70b": (
+    (8192, 80, 64, 8, 128, 28672), 128_256, dict(tied=False), LLAMA3 | {"factor": 8.0}, (-1, 8),
+  ),
+  "llama3.1-405b": (
+    (16384, 126, 128, 8, 128, 53248), 128_256, dict(tied=False), LLAMA3 | {"factor": 8.0}, (-1, 16),
+  ),
 }  # fmt: skip
 
 

@@ -1,15 +1,19 @@
 """What the presets of configs/gsm8k.py need, from shapes alone: no weights, no accelerator.
 
 python -m experiments.gsm8k.memory [--devices=1,8,32] [--lora=16] [--compile=qwen3-0.6b]
-XLA_FLAGS=--xla_force_host_platform_device_count=8 \
-    python -m experiments.gsm8k.memory --compile=llama3-8b --mesh=2,4
+python -m experiments.gsm8k.memory --compile=llama3-8b --mesh=2,4 --topology=v5p:2x2x2
+
+--topology has the step compiled by the TPU's compiler (`pip install "jax[tpu]"`), without any TPU.
 """
 
 import argparse
 import functools
+import os
 import sys
+import time
 
 import jax
+from jax.experimental import mesh_utils, topologies
 
 from configs import gsm8k
 from sgpo import config as config_lib
@@ -32,12 +36,33 @@ class _Tokens:
     )  # fmt: skip
 
 
-def preset_config(preset: str, lora: int, microbatches: int = 0) -> config_lib.Config:
-  """The configuration of a preset, with adapters of a rank, and other microbatches where given."""
+def preset_config(
+  preset: str, lora: int, sources: int = 0, microbatches: int = 0
+) -> config_lib.Config:
+  """The configuration of a preset, with adapters of a rank, and another batch where given."""
   config = gsm8k.get_config(preset)
   config.lora.rank = lora
+  config.sgpo.sources = sources or config.sgpo.sources
   config.sgpo.microbatches = microbatches or config.sgpo.microbatches
   return config_lib.read(config)
+
+
+def tpu_mesh(topology: str, shape: tuple[int, ...]) -> jax.sharding.Mesh:
+  """A mesh of TPUs to compile for, such as v5p:2x2x2 or v6e:2x4; none need be here.
+
+  Raises:
+    ValueError: no compiler for TPUs is installed, or it does not know the topology.
+  """
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the network what machine this is
+  try:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  except Exception as error:  # whatever the plugin raises
+    raise ValueError(
+      f"--topology={topology}: {error}; it needs libtpu, .venv/bin/pip install 'jax[tpu]'"
+    ) from error
+  axis_types = (jax.sharding.AxisType.Auto,) * 2
+  placed = mesh_utils.create_device_mesh(shape, devices)
+  return jax.sharding.Mesh(placed, ("data", "model"), axis_types=axis_types)
 
 
 def abstract_state(config: config_lib.Config) -> tuple:
@@ -95,17 +120,24 @@ def main() -> int:
   )
   parser.add_argument("--compile", default="", help="a preset whose step is compiled here")
   parser.add_argument("--mesh", default="1,1", help="data and model axis of --compile")
-  parser.add_argument("--microbatches", type=int, default=0, help="of --compile; else the preset's")
+  parser.add_argument("--topology", default="", help="TPUs to compile for, such as v5p:2x2x2")
+  parser.add_argument("--sources", type=int, default=0, help="of --compile; else the preset's")
+  parser.add_argument("--microbatches", type=int, default=0, help="the same")
   parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains everything")
   args = parser.parse_args()
   counts = [int(n) for n in args.devices.split(",")]
   if args.compile:
-    config = preset_config(args.compile, args.lora, args.microbatches)
-    mesh = sharding.make_mesh(tuple(int(n) for n in args.mesh.split(",")))
+    config = preset_config(args.compile, args.lora, args.sources, args.microbatches)
+    shape = tuple(int(n) for n in args.mesh.split(","))
+    if args.topology:
+      jax.config.update("jax_platforms", "cpu")  # libtpu compiles, it has no device to run on
+    mesh = tpu_mesh(args.topology, shape) if args.topology else sharding.make_mesh(shape)
+    began = time.perf_counter()
     state, other = compiled_bytes(config, mesh)
+    seconds = time.perf_counter() - began
     print(
-      f"{args.compile} on {args.mesh}: arguments {state / GIB:.1f} GiB, "
-      f"other buffers {other / GIB:.1f} GiB a device"
+      f"{args.compile} on {args.topology or 'CPU'}, {args.mesh}: arguments {state / GIB:.1f} GiB, "
+      f"other buffers {other / GIB:.1f} GiB a device; compiled in {seconds:.0f} s"
     )
     return 0
   heads = " | ".join(f"{n} device{'s' * (n > 1)}" for n in counts)
