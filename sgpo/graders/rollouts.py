@@ -37,15 +37,13 @@ def fill_ungraded(correct_PJG: np.ndarray) -> np.ndarray:
 
 
 def grade_rollout(
-  grader: Grader, tokenizer: Tokenizer, execution, gold_PJU
-) -> tuple[rewards.Grades, float]:
-  """Grades of executions [P, J, G], and the share that could not be graded.
+  grader: Grader, tokenizer: Tokenizer, tokens: np.ndarray, truncated: np.ndarray,
+  gold_PJU: np.ndarray,
+) -> tuple[rewards.Grades, float]:  # fmt: skip
+  """Grades of executions, `tokens` [P, J, G, E], and the share that could not be graded.
 
   Of several processes the first grades all of them, and the others take its grades.
   """
-  tokens, truncated, gold_PJU = sharding.to_host(
-    (execution.tokens_BL, execution.truncated_B, gold_PJU)
-  )
   correct, parsed = np.zeros(truncated.size, np.float32), np.zeros(truncated.size, bool)
   if jax.process_index() == 0:
     golds = [pipeline.gold_text(row) for row in gold_PJU.reshape(-1, gold_PJU.shape[-1])]
@@ -84,9 +82,10 @@ class HostGradedStep:
   ) -> tuple[TrainState, dict]:
     """`upcoming` is the next call's (batch, key), to be sampled meanwhile, or None."""
     collected = self._collect(state, batch, key) if self._ahead is None else self._ahead
+    execution, golds = collected.rollout.execution, collected.families.gold_PJU
+    # Before the next is sampled: a gather of several processes would wait for its end.
+    rows = sharding.to_host((execution.tokens_BL, execution.truncated_B, golds))
     self._ahead = None if upcoming is None else self._collect(state, *upcoming)
-    grades, ungraded = grade_rollout(
-      self._grader, self._tokenizer, collected.rollout.execution, collected.families.gold_PJU
-    )
+    grades, ungraded = grade_rollout(self._grader, self._tokenizer, *rows)
     state, metrics = self._learn(state, collected, grades)
     return state, metrics | {"rollout/ungraded_frac": np.float32(ungraded)}

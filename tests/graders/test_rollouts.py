@@ -12,7 +12,6 @@ from sgpo import config as config_lib
 from sgpo import graders, loading, train
 from sgpo.data import SVAMP, make_dataset, pipeline
 from sgpo.graders import rollouts
-from sgpo.types import Segment
 
 BASE = config_lib.Config(
   model=config_lib.Model(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=16),
@@ -62,14 +61,13 @@ class Words:
 def test_rollouts_are_graded_as_text():
   tokens = np.array([[[[1], [2], [3], [1]]]])  # [P=1, J=1, G=4, E=1]
   cut = np.array([[[False, False, False, True]]])
-  execution = Segment(tokens, None, None, None, cut)
   gold = pipeline.gold_bytes(["7"]).reshape(1, 1, -1)
   with graders.opened("numeric") as grader:
-    grades, ungraded = rollouts.grade_rollout(grader, Words(), execution, gold)
+    grades, ungraded = rollouts.grade_rollout(grader, Words(), tokens, cut, gold)
   assert grades.correct.tolist() == [[[1, 0, 0, 0]]] and ungraded == 0 and grades.graded.all()
   assert grades.parsed.tolist() == [[[True, True, False, False]]]
   failing = lambda golds, texts: [graders.Grade(None, text or None) for text in texts]
-  grades, ungraded = rollouts.grade_rollout(failing, Words(), execution, gold)
+  grades, ungraded = rollouts.grade_rollout(failing, Words(), tokens, cut, gold)
   assert grades.correct.tolist() == [[[0, 0, 0, 0]]] and ungraded == 1
   assert not grades.graded.any()
 
