@@ -6,10 +6,11 @@ them, over "data". The bank over all devices along its capacity.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,31 +35,45 @@ PARAMETERS = {  # leaf name: spec            # shape
 }
 
 
-def make_mesh(shape: tuple[int, ...]) -> Mesh:
+def make_mesh(shape: tuple[int, ...], devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A ("data", "model") mesh; -1 stands for all remaining devices.
+
+  Neighbours on it are near each other on a TPU's torus, and "data" alone spans slices of TPUs
+  or nodes of GPUs.
+
+  Args:
+    shape: Sizes of the two axes.
+    devices: Those to lay out, or all that jax sees.
 
   Raises:
     ValueError: the shape does not fit the number of devices, or leaves a process without any.
   """
-  devices = jax.device_count()
-  known = math.prod(size for size in shape if size > 0)
+  devices = jax.devices() if devices is None else devices
+  number, known = len(devices), math.prod(size for size in shape if size > 0)
   if any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
     raise ValueError(f"config.mesh = {shape} must hold positive sizes and at most one -1")
-  full = tuple(devices // known if size == -1 else size for size in shape)
-  if math.prod(full) > devices or (-1 in shape and devices % known):
-    raise ValueError(f"config.mesh = {shape} does not fit the {devices} devices that jax sees")
-  used = jax.devices()[: math.prod(full)]
+  full = tuple(number // known if size == -1 else size for size in shape)
+  if math.prod(full) > number or (-1 in shape and number % known):
+    raise ValueError(f"config.mesh = {shape} does not fit the {number} devices that jax sees")
+  used = devices[: math.prod(full)]
   if len({device.process_index for device in used}) < jax.process_count():
     raise ValueError(
-      f"config.mesh = {shape} takes {len(used)} of {devices} devices, and none of some of the "
+      f"config.mesh = {shape} takes {len(used)} of {number} devices, and none of some of the "
       f"{jax.process_count()} processes, which would wait for ever; set it to (-1, 1)"
     )
-  return jax.make_mesh(
-    full,
-    ("data", "model"),
-    devices=used,
-    axis_types=(AxisType.Auto, AxisType.Auto),
-  )
+  slices = len({getattr(device, "slice_index", 0) for device in used})
+  if full[0] % slices:
+    raise ValueError(
+      f"config.mesh = {shape}: its data axis, {full[0]}, is not divisible by the {slices} slices of "
+      "TPUs or nodes of GPUs, and only data may be divided between these"
+    )
+  if slices > 1:
+    laid = mesh_utils.create_hybrid_device_mesh(
+      (full[0] // slices, full[1]), (slices, 1), used, allow_split_physical_axes=True
+    )
+  else:
+    laid = mesh_utils.create_device_mesh(full, used, allow_split_physical_axes=True)
+  return Mesh(laid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def _fit(mesh: Mesh | AbstractMesh, spec: P, shape: tuple[int, ...]) -> P:

@@ -1,12 +1,15 @@
 """The table of shardings on 8 simulated devices."""
 
+import dataclasses
 import math
+import os
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
 from sgpo import config as config_lib
@@ -56,6 +59,34 @@ def test_mesh_shapes(shape, wanted):
 def test_impossible_meshes(shape):
   with pytest.raises(ValueError, match="config.mesh"):
     sharding.make_mesh(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """A device of one of several machines, as jax describes it."""
+
+  id: int
+  slice_index: int
+  process_index: int = 0
+  platform: str = "gpu"
+  device_kind: str = "NVIDIA H100"
+
+
+def test_only_data_is_divided_between_nodes():
+  nodes = [Node(i, i % 2) for i in range(8)]
+  mesh = sharding.make_mesh((-1, 2), nodes)
+  assert [len({d.slice_index for d in row}) for row in mesh.devices] == [1] * 4
+  assert [row[0].slice_index for row in mesh.devices] == [0, 0, 1, 1]
+  with pytest.raises(ValueError, match="data axis, 1, is not divisible by the 2 slices"):
+    sharding.make_mesh((1, 8), nodes)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (-1, 4), (2, 32)])
+def test_any_split_of_a_torus_has_a_mesh(shape):
+  pytest.importorskip("libtpu", reason="needs jax[tpu], not a TPU")
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:4x4x4").devices
+  assert sharding.make_mesh(shape, devices).size == 64
 
 
 def collectives(compiled) -> list[tuple[int, str]]:

@@ -13,7 +13,7 @@ import sys
 import time
 
 import jax
-from jax.experimental import mesh_utils, topologies
+from jax.experimental import topologies
 
 from configs import gsm8k
 from sgpo import config as config_lib
@@ -47,22 +47,22 @@ def preset_config(
   return config_lib.read(config)
 
 
-def tpu_mesh(topology: str, shape: tuple[int, ...]) -> jax.sharding.Mesh:
-  """A mesh of TPUs to compile for, such as v5p:2x2x2 or v6e:2x4; none need be here.
+def tpus(topology: str, slices: int) -> list:
+  """Devices to compile for, such as those of v5p:2x2x2 or v6e:2x4; none need be here.
 
   Raises:
     ValueError: no compiler for TPUs is installed, or it does not know the topology.
   """
+  jax.config.update("jax_platforms", "cpu")  # libtpu compiles, it has no device to run on
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the network what machine this is
   try:
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return topologies.get_topology_desc(
+      platform="tpu", topology_name=topology, num_slices=slices
+    ).devices
   except Exception as error:  # whatever the plugin raises
     raise ValueError(
       f"--topology={topology}: {error}; it needs libtpu, .venv/bin/pip install 'jax[tpu]'"
     ) from error
-  axis_types = (jax.sharding.AxisType.Auto,) * 2
-  placed = mesh_utils.create_device_mesh(shape, devices)
-  return jax.sharding.Mesh(placed, ("data", "model"), axis_types=axis_types)
 
 
 def abstract_state(config: config_lib.Config) -> tuple:
@@ -121,6 +121,7 @@ def main() -> int:
   parser.add_argument("--compile", default="", help="a preset whose step is compiled here")
   parser.add_argument("--mesh", default="1,1", help="data and model axis of --compile")
   parser.add_argument("--topology", default="", help="TPUs to compile for, such as v5p:2x2x2")
+  parser.add_argument("--slices", type=int, default=1, help="how many of --topology")
   parser.add_argument("--sources", type=int, default=0, help="of --compile; else the preset's")
   parser.add_argument("--microbatches", type=int, default=0, help="the same")
   parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains everything")
@@ -129,9 +130,8 @@ def main() -> int:
   if args.compile:
     config = preset_config(args.compile, args.lora, args.sources, args.microbatches)
     shape = tuple(int(n) for n in args.mesh.split(","))
-    if args.topology:
-      jax.config.update("jax_platforms", "cpu")  # libtpu compiles, it has no device to run on
-    mesh = tpu_mesh(args.topology, shape) if args.topology else sharding.make_mesh(shape)
+    devices = tpus(args.topology, args.slices) if args.topology else None
+    mesh = sharding.make_mesh(shape, devices)
     began = time.perf_counter()
     state, other = compiled_bytes(config, mesh)
     seconds = time.perf_counter() - began
