@@ -64,8 +64,8 @@ def make_mesh(shape: tuple[int, ...], devices: Sequence[jax.Device] | None = Non
   slices = len({getattr(device, "slice_index", 0) for device in used})
   if full[0] % slices:
     raise ValueError(
-      f"config.mesh = {shape}: its data axis, {full[0]}, is not divisible by the {slices} slices of "
-      "TPUs or nodes of GPUs, and only data may be divided between these"
+      f"config.mesh = {shape}: its data axis, {full[0]}, is not divisible by the {slices} slices "
+      "of TPUs or nodes of GPUs, and only data may be divided between these"
     )
   if slices > 1:
     laid = mesh_utils.create_hybrid_device_mesh(
