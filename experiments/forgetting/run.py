@@ -1,0 +1,174 @@
+"""What bank and policy still know of classes that training has left behind.
+
+python -m experiments.forgetting.run --runs=runs/forgetting/seed0_1024 --out=experiments/forgetting
+
+Compares a finished run's bank with the one it began with, and its policy with that of its start, on
+fresh problems of the annotated classes (`id`) and of the practice classes (`practice`).
+"""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import os
+import sys
+
+import jax
+import numpy as np
+
+from experiments import tables
+from experiments.compose.run import open_run
+from sgpo import allocator, bootstrap, files, loading, policy
+from sgpo import bank as bank_lib
+from sgpo.data import pipeline, strategies
+from sgpo.evaluation import evaluate, statistics
+from sgpo.evaluation.solver import Solver, batches, solve_problems
+from sgpo.models import transformer
+
+SPLITS = ("id", "practice")
+BATCH = 256  # rows decoded at once, fewer where there are fewer problems
+
+
+def start_of(loaded: loading.Loaded) -> loading.Loaded:
+  """The run before its first step: its policy, and the bank that the worked examples gave it."""
+  c, start = loaded.config, loaded.state.reference
+  lm = transformer.make_lm(c.model, loaded.tokenizer.vocab_size)
+  bank = bootstrap.from_worked_examples(
+    policy.empty_bank(c), start, loaded.dataset, loaded.tokenizer, c, lm
+  )
+  return loaded._replace(state=loaded.state.replace(params=start, bank=bank))
+
+
+def plans(loaded: loading.Loaded, tokens_XS: np.ndarray) -> list[str | None]:
+  """Rows of the bank as the text of plans."""
+  texts = (loaded.tokenizer.pretty_plan(row.tolist()) for row in tokens_XS)
+  return [strategies.normalize(text, loaded.config.data) for text in texts]
+
+
+def right_hints(loaded: loading.Loaded, problems: list) -> list[bool]:
+  """Whether the plan of a problem's class is among the strategies that the bank hands over."""
+  c, state = loaded.config, loaded.state
+  solver = Solver(c, state, loaded.tokenizer)
+
+  @jax.jit
+  def retrieve(reference, bank, prompt_BT, length_B):
+    query = policy.embed(solver.lm, reference, prompt_BT, length_B)
+    return bank_lib.retrieve(bank, query, c.bank.retrieved, c.bank.bandwidth).tokens_QRS
+
+  found, text = [], functools.partial(plans, loaded)
+  for families, real in batches([[p] for p in problems], solver, loaded.dataset.domains):
+    tokens = retrieve(
+      state.reference, state.bank, families.prompt_PJT[:, 0], families.length_PJ[:, 0]
+    )
+    found += [text(row) for row in np.asarray(tokens)[:real]]
+  wanted = [strategies.render(p.plan, c.data) for p in problems]
+  return [plan in hints for plan, hints in zip(wanted, found, strict=True)]
+
+
+def look(loaded: loading.Loaded, problems: dict[str, list]) -> dict:
+  """What policy and bank know: by split the marks of answers without hints, and of right hints."""
+  bank = loaded.state.bank
+  active = np.asarray(bank.status_N) == bank_lib.ACTIVE
+  known = {*plans(loaded, np.asarray(bank.tokens_NS)[active])}
+  solver, out = Solver(loaded.config, loaded.state, loaded.tokenizer), {}
+  for split, some in problems.items():
+    answers = solve_problems(some, solver, loaded.dataset.domains, False)["correct"]
+    classes = {strategies.render(p.plan, loaded.config.data) for p in some}
+    out[split] = {
+      "answers": evaluate.marks(answers.astype(float)),
+      "hints": evaluate.marks(np.array(right_hints(loaded, some), float)),
+      "known": len(classes & known),
+      "classes": len(classes),
+    }
+  return {"active": int(active.sum()), "splits": out}
+
+
+def measure(workdir: str, count: int) -> dict:
+  """A run at its start and at its end."""
+  loaded = open_run(workdir)
+  c = loaded.config
+  e = dataclasses.replace(c.eval, batch=min(BATCH, count))
+  loaded = loaded._replace(config=dataclasses.replace(c, eval=e))
+  problems, classes = {}, {}
+  for split in SPLITS:
+    some = [loaded.dataset.problem(split, i) for i in range(count)]
+    problems[split] = pipeline.fitting(some, loaded.tokenizer, Solver(
+      loaded.config, loaded.state, loaded.tokenizer).room)  # fmt: skip
+    classes[split] = statistics.class_numbers([p.plan for p in problems[split]])
+  found = {
+    "run": os.path.normpath(workdir), "capacity": c.bank.capacity, "steps": c.sgpo.steps,
+    "practice_families": c.data.practice_families, "classes": classes,
+    "git": (files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown")[:7],
+    "start": look(start_of(loaded), problems), "end": look(loaded, problems),
+  }  # fmt: skip
+  print(f"{workdir}: {found['start']['active']} entries, then {found['end']['active']}", flush=True)
+  return found
+
+
+def change(found: list[dict], split: str, what: str) -> str:
+  """Marks at the start and the end and their difference, paired problem by problem."""
+  bits = lambda run, when: np.array([int(c) for c in run[when]["splits"][split][what]])
+  classes = [run["classes"][split] for run in found]
+  less = [bits(run, "end") - bits(run, "start") for run in found]
+  means = [np.mean([bits(run, when).mean() for run in found]) for when in ("start", "end")]
+  return "{:.3f} → {:.3f} ({})".format(
+    *means, tables.cell(statistics.mean_of_groups(less, classes))
+  )
+
+
+def markdown(found: list[dict], command: str) -> str:
+  """A row for each kind of run: capacity and share of practice classes."""
+  groups = collections.defaultdict(list)
+  for run in found:
+    groups[run["practice_families"], run["capacity"]].append(run)
+  commits = ", ".join(sorted({run["git"] for run in found}))
+  size = len(found[0]["classes"]["id"])
+  out = [
+    f"Made by `{command}` from runs at {commits}, {size} problems a split and run, greedy, without "
+    "hints. From the start of a run to its end, means over the runs; 95% intervals of the paired "
+    "difference over the classes of each.\n"
+  ]
+  head = ["practice classes' share of families", "capacity", "runs", "entries", "split",
+          "classes with an entry", "right hint", "right answer"]  # fmt: skip
+  body = []
+  for (share, capacity), runs in sorted(groups.items(), reverse=True):
+    for split in SPLITS:
+      both = lambda pick, runs=runs: " → ".join(
+        f"{tables.mean(runs, lambda r, when=when: pick(r[when])):.0f}" for when in ("start", "end")
+      )
+      known = both(lambda side, split=split: side["splits"][split]["known"])
+      classes = tables.mean(runs, lambda r, split=split: r["end"]["splits"][split]["classes"])
+      body.append([
+        f"{share:g}", str(capacity), str(len(runs)), both(lambda side: side["active"]), split,
+        f"{known} of {classes:.0f}", change(runs, split, "hints"), change(runs, split, "answers"),
+      ])  # fmt: skip
+  return "\n".join([*out, tables.rows(head, body)])
+
+
+def main() -> int:
+  """Command line."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--runs", default="runs/demo", help="folders of finished runs, by commas")
+  parser.add_argument("--problems", type=int, default=512, help="a split")
+  parser.add_argument("--out", default="", help="folder for result.md, result.json")
+  args = parser.parse_args()
+  allocator.keep_heap()
+  try:
+    if args.problems < 1:
+      raise ValueError(f"--problems={args.problems} must be at least 1")
+    found = [measure(workdir, args.problems) for workdir in args.runs.split(",")]
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  command = f"python -m experiments.forgetting.run --runs={args.runs} --problems={args.problems}"
+  text = markdown(found, command)
+  print(text)
+  if args.out:
+    with files.replacing(os.path.join(args.out, "result.md")) as file:
+      file.write(text)
+    files.write_json(os.path.join(args.out, "result.json"), {"command": command, "runs": found})
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
