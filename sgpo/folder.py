@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -82,6 +84,25 @@ def make(config: config_lib.Config, workdir: str) -> None:
   except OSError as error:
     raise ValueError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
   files.write_json(path, as_json(config))  # last: with it the folder is a run's
+
+
+@contextlib.contextmanager
+def held(workdir: str) -> Iterator[None]:
+  """Keeps a run's folder from a second command while the first one runs; its end frees it.
+
+  Raises:
+    ValueError: another command has it.
+  """
+  with open(os.path.join(workdir, "command.txt"), "a", encoding="utf-8") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+        f"--workdir={workdir} is in use: another command trains there; wait for it or stop it"
+      ) from None
+    except OSError:  # a file system without locks
+      pass
+    yield
 
 
 def check_same_data(fingerprint: dict[str, str], workdir: str) -> None:

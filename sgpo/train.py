@@ -362,7 +362,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
       print(f"{name}: this stops behind the step that runs, and saves", file=sys.stderr, flush=True)
     caught.append(number)
 
-  with on_signal(note):
+  with folder.held(workdir) if main else contextlib.nullcontext(), on_signal(note):
     r = loading.open_run(config, workdir, dataset, tokenizer)
     with jax.set_mesh(r.mesh):
       params = loading.first_params(r)

@@ -138,6 +138,14 @@ def test_a_folder_that_a_kill_left_half_made_is_used(tmp_path):
   assert files.read_json(str(tmp_path / "config.json"))["seed"] == CONFIG.seed
 
 
+def test_a_second_command_on_a_folder_is_refused_while_the_first_runs(tmp_path):
+  folder.make(CONFIG, str(tmp_path))
+  with folder.held(str(tmp_path)), pytest.raises(ValueError, match="another command trains there"):
+    train.run(CONFIG, str(tmp_path))
+  with folder.held(str(tmp_path)):
+    pass
+
+
 def test_no_permission_is_said(tmp_path):
   (tmp_path / "file").write_text("x")
   with pytest.raises(ValueError, match="cannot be written: Not a directory"):
