@@ -41,6 +41,8 @@ SIZES = {
     (16384, 126, 128, 8, 128, 53248), 128_256, dict(tied=False), LLAMA3 | {"factor": 8.0}, (-1, 16),
   ),
 }  # fmt: skip
+# Sources and pieces that the data axes of 8 and of 32 divide, which such models need.
+LARGE = {"llama3.1-70b": (64, 8), "llama3.1-405b": (64, 2)}
 
 
 def get_config(preset: str = "qwen3-0.6b") -> ConfigDict:
@@ -73,6 +75,10 @@ def get_config(preset: str = "qwen3-0.6b") -> ConfigDict:
   config.sgpo.sources = 16  # x 4 problems x 4 strategies = 256 executions a step
   config.sgpo.learning_rate = 1e-6
   config.sgpo.microbatches = 8
+  if preset in LARGE:
+    config.sgpo.sources, config.sgpo.microbatches = LARGE[preset]
+    config.sft.batch = 64
+    config.sft.microbatches = 2
   config.eval.problems = 1319
   config.eval.batch = 128
   config.eval.prompt = 384

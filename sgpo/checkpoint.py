@@ -167,9 +167,10 @@ class Checkpointer:
         broken.append(step)
         reason = f"{type(error).__name__}: {str(error)}".splitlines()[0]
         if jax.process_count() > 1:  # the others may have read it, and would go on from there
+          older = [s for s in self.steps if s < step]
           raise ValueError(
             f"the checkpoint {self.folder}/{step} cannot be read ({reason[:200]}); move it away, "
-            f"and the same command goes on from the one before it, of {self.steps}"
+            f"and the same command {f'goes on from step {older[-1]}' if older else 'begins anew'}"
           ) from error
         problems.append(f"step {step}: {reason[:200]}")
         log.warning("checkpoint %s/%d is corrupted (%s)", self.folder, step, problems[-1])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -61,19 +62,24 @@ def make_mesh(shape: tuple[int, ...], devices: Sequence[jax.Device] | None = Non
       f"config.mesh = {shape} takes {len(used)} of {number} devices, and none of some of the "
       f"{jax.process_count()} processes, which would wait for ever; set it to (-1, 1)"
     )
-  slices = len({getattr(device, "slice_index", 0) for device in used})
-  if full[0] % slices:
+  return Mesh(_laid_out(full, used), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+  """Devices as an array of a shape, whose first axis alone spans slices of TPUs, nodes of GPUs."""
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  try:
+    if slices == 1:
+      return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    inner = (shape[0] // slices, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(
+      inner, (slices, 1), devices, allow_split_physical_axes=True
+    )
+  except (AssertionError, NotImplementedError, ValueError) as error:
     raise ValueError(
-      f"config.mesh = {shape}: its data axis, {full[0]}, is not divisible by the {slices} slices "
-      "of TPUs or nodes of GPUs, and only data may be divided between these"
-    )
-  if slices > 1:
-    laid = mesh_utils.create_hybrid_device_mesh(
-      (full[0] // slices, full[1]), (slices, 1), used, allow_split_physical_axes=True
-    )
-  else:
-    laid = mesh_utils.create_device_mesh(full, used, allow_split_physical_axes=True)
-  return Mesh(laid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+      f"config.mesh = {shape} cannot be laid on {slices} slices of TPUs or nodes of GPUs: the "
+      f"first axis is divided between these, and of each as many devices take part ({error})"
+    ) from error
 
 
 def _fit(mesh: Mesh | AbstractMesh, spec: P, shape: tuple[int, ...]) -> P:

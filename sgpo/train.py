@@ -4,9 +4,10 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -163,10 +164,23 @@ def _asked_to_stop(caught: list[int], step: int) -> bool:
   return bool(caught)
 
 
-def _completion(arrays: list) -> float:
-  """Waits for arrays and returns the time."""
-  jax.block_until_ready(arrays)
-  return time.perf_counter()
+def _completion(arrays: list) -> Future:
+  """The time at which arrays are complete, waited for by a thread that keeps no process alive.
+
+  On a GPU a program with loops holds the thread that starts it until it is nearly through, so the
+  time is not that thread's to take.
+  """
+  ended = Future()
+
+  def wait():
+    try:
+      jax.block_until_ready(arrays)
+      ended.set_result(time.perf_counter())
+    except Exception as error:  # noqa: BLE001  raised where the time is asked for
+      ended.set_exception(error)
+
+  threading.Thread(target=wait, daemon=True).start()
+  return ended
 
 
 def _log_metrics(
@@ -236,10 +250,6 @@ def run_stage(
   main = jax.process_index() == 0
   writer = MetricWriter(run.workdir, offset + position.step) if main else None
   progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
-  # On a GPU a program with loops keeps the thread that starts it until it is nearly through, so the
-  # time at which a step is complete is taken by a thread of its own.
-  clock = ThreadPoolExecutor(1)
-  cleanup.callback(clock.shutdown, wait=False)  # an error does not wait for what may never come
   pending, ahead, began = None, None, time.perf_counter()
   try:
     for step in range(position.step, method.steps):
@@ -255,7 +265,7 @@ def run_stage(
       if pending:
         began = _log_metrics(run, method, writer, progress, pending, began)
       pending = dict(
-        metrics=metrics, ended=clock.submit(_completion, jax.tree.leaves(metrics)), step=step,
+        metrics=metrics, ended=_completion(jax.tree.leaves(metrics)), step=step,
         global_step=offset + step, stage=stage, dropped=dropped,
       )  # fmt: skip
       stop = _asked_to_stop(caught, offset + done)

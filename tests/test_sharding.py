@@ -77,8 +77,9 @@ def test_only_data_is_divided_between_nodes():
   mesh = sharding.make_mesh((-1, 2), nodes)
   assert [len({d.slice_index for d in row}) for row in mesh.devices] == [1] * 4
   assert [row[0].slice_index for row in mesh.devices] == [0, 0, 1, 1]
-  with pytest.raises(ValueError, match="data axis, 1, is not divisible by the 2 slices"):
-    sharding.make_mesh((1, 8), nodes)
+  for shape in ((1, 8), (6, 1)):  # (6, 1): four devices of one node, two of the other
+    with pytest.raises(ValueError, match="cannot be laid on 2 slices"):
+      sharding.make_mesh(shape, sorted(nodes, key=lambda node: node.slice_index))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (-1, 4), (2, 32)])

@@ -18,25 +18,23 @@ import numpy as np
 
 from experiments import tables
 from experiments.compose.run import open_run
-from sgpo import allocator, bootstrap, files, loading, policy
+from sgpo import allocator, files, loading, policy
 from sgpo import bank as bank_lib
 from sgpo.data import pipeline, strategies
 from sgpo.evaluation import evaluate, statistics
 from sgpo.evaluation.solver import Solver, batches, solve_problems
-from sgpo.models import transformer
+from sgpo.methods.registry import METHODS
 
 SPLITS = ("id", "practice")
 BATCH = 256  # rows decoded at once, fewer where there are fewer problems
 
 
 def start_of(loaded: loading.Loaded) -> loading.Loaded:
-  """The run before its first step: its policy, and the bank that the worked examples gave it."""
+  """The run before its first step: its policy, and the bank that it was given."""
   c, start = loaded.config, loaded.state.reference
-  lm = transformer.make_lm(c.model, loaded.tokenizer.vocab_size)
-  bank = bootstrap.from_worked_examples(
-    policy.empty_bank(c), start, loaded.dataset, loaded.tokenizer, c, lm
-  )
-  return loaded._replace(state=loaded.state.replace(params=start, bank=bank))
+  state = loaded.state.replace(params=start, bank=policy.empty_bank(c))
+  method = METHODS["sgpo"](c, loaded.dataset, loaded.tokenizer, None)
+  return loaded._replace(state=method.prepare(state))
 
 
 def plans(loaded: loading.Loaded, tokens_XS: np.ndarray) -> list[str | None]:
@@ -96,8 +94,8 @@ def measure(workdir: str, count: int) -> dict:
       loaded.config, loaded.state, loaded.tokenizer).room)  # fmt: skip
     classes[split] = statistics.class_numbers([p.plan for p in problems[split]])
   found = {
-    "run": os.path.normpath(workdir), "capacity": c.bank.capacity, "steps": c.sgpo.steps,
-    "practice_families": c.data.practice_families, "classes": classes,
+    "run": os.path.normpath(workdir), "steps": c.sgpo.steps, "capacity": c.bank.capacity,
+    "hints": c.bank.retrieved, "practice_families": c.data.practice_families, "classes": classes,
     "git": (files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown")[:7],
     "start": look(start_of(loaded), problems), "end": look(loaded, problems),
   }  # fmt: skip
@@ -108,12 +106,9 @@ def measure(workdir: str, count: int) -> dict:
 def change(found: list[dict], split: str, what: str) -> str:
   """Marks at the start and the end and their difference, paired problem by problem."""
   bits = lambda run, when: np.array([int(c) for c in run[when]["splits"][split][what]])
-  classes = [run["classes"][split] for run in found]
-  less = [bits(run, "end") - bits(run, "start") for run in found]
-  means = [np.mean([bits(run, when).mean() for run in found]) for when in ("start", "end")]
-  return "{:.3f} → {:.3f} ({})".format(
-    *means, tables.cell(statistics.mean_of_groups(less, classes))
-  )
+  start, end = (np.array([bits(run, when) for run in found]) for when in ("start", "end"))
+  less = tables.interval((end - start)[:, None], [found[0]["classes"][split]])
+  return f"{start.mean():.3f} → {end.mean():.3f} ({tables.cell(less)})"
 
 
 def markdown(found: list[dict], command: str) -> str:
@@ -122,14 +117,15 @@ def markdown(found: list[dict], command: str) -> str:
   for run in found:
     groups[run["practice_families"], run["capacity"]].append(run)
   commits = ", ".join(sorted({run["git"] for run in found}))
-  size = len(found[0]["classes"]["id"])
+  size, hints = len(found[0]["classes"]["id"]), found[0]["hints"]
   out = [
     f"Made by `{command}` from runs at {commits}, {size} problems a split and run, greedy, without "
     "hints. From the start of a run to its end, means over the runs; 95% intervals of the paired "
-    "difference over the classes of each.\n"
+    "difference are over runs and classes, too narrow with three runs. A right hint is the plan of "
+    f"the problem's class among the {hints} that the bank would hand over.\n"
   ]
-  head = ["practice classes' share of families", "capacity", "runs", "entries", "split",
-          "classes with an entry", "right hint", "right answer"]  # fmt: skip
+  head = ["practice classes' share of families", "capacity", "runs", "active entries", "split",
+          "classes with an active entry", "right hint", "right answer"]  # fmt: skip
   body = []
   for (share, capacity), runs in sorted(groups.items(), reverse=True):
     for split in SPLITS:
@@ -157,6 +153,8 @@ def main() -> int:
     if args.problems < 1:
       raise ValueError(f"--problems={args.problems} must be at least 1")
     found = [measure(workdir, args.problems) for workdir in args.runs.split(",")]
+    if any(run["classes"] != found[0]["classes"] for run in found):
+      raise ValueError("the runs were not given the same problems; compare runs of one data set")
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

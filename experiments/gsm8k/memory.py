@@ -94,7 +94,7 @@ def cache_bytes(config: config_lib.Config) -> int:
 
 
 def compiled_bytes(config: config_lib.Config, mesh: jax.sharding.Mesh) -> tuple[int, int]:
-  """(arguments, other buffers) on each device of the step compiled for a mesh of this machine's."""
+  """(arguments, other buffers) in bytes on each device of the step compiled for a mesh."""
   method, state, _ = abstract_state(config)
   state = sharding.placed(mesh, state)
   P, J = config.sgpo.sources, config.sgpo.siblings + 1
@@ -130,14 +130,20 @@ def main() -> int:
   if args.compile:
     config = preset_config(args.compile, args.lora, args.sources, args.microbatches)
     shape = tuple(int(n) for n in args.mesh.split(","))
-    devices = tpus(args.topology, args.slices) if args.topology else None
-    mesh = sharding.make_mesh(shape, devices)
+    try:
+      devices = tpus(args.topology, args.slices) if args.topology else None
+      mesh = sharding.make_mesh(shape, devices)
+    except ValueError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return 1
     began = time.perf_counter()
     state, other = compiled_bytes(config, mesh)
     seconds = time.perf_counter() - began
+    where = f"{args.slices} x {args.topology}" if args.topology else jax.devices()[0].device_kind
     print(
-      f"{args.compile} on {args.topology or 'CPU'}, {args.mesh}: arguments {state / GIB:.1f} GiB, "
-      f"other buffers {other / GIB:.1f} GiB a device; compiled in {seconds:.0f} s"
+      f"{args.compile}, {config.sgpo.sources} sources in {config.sgpo.microbatches} pieces, on "
+      f"{where} as {args.mesh}: arguments {state / GIB:.1f} GiB, other buffers {other / GIB:.1f} "
+      f"GiB a device; compiled in {seconds:.0f} s"
     )
     return 0
   heads = " | ".join(f"{n} device{'s' * (n > 1)}" for n in counts)

@@ -1,5 +1,6 @@
 """A step whose executions are graded on the host, between its two jitted halves."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -39,25 +40,22 @@ def fill_ungraded(correct_PJG: np.ndarray) -> np.ndarray:
 def grade_rollout(
   grader: Grader, tokenizer: Tokenizer, tokens: np.ndarray, truncated: np.ndarray,
   gold_PJU: np.ndarray,
-) -> tuple[rewards.Grades, float]:  # fmt: skip
-  """Grades of executions, `tokens` [P, J, G, E], and the share that could not be graded.
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+  """Grades executions, `tokens` [P, J, G, E]: correct, nan where ungraded, and parsed [P, J, G]."""
+  golds = [pipeline.gold_text(row) for row in gold_PJU.reshape(-1, gold_PJU.shape[-1])]
+  golds = [gold for gold in golds for _ in range(truncated.shape[-1])]
+  rows = grade_rows(
+    grader, tokenizer, golds, tokens.reshape(-1, tokens.shape[-1]), truncated.reshape(-1)
+  )
+  correct = np.array([np.nan if g.correct is None else g.correct for g in rows], np.float32)
+  parsed = np.array([g.answer is not None for g in rows])
+  return correct.reshape(truncated.shape), parsed.reshape(truncated.shape)
 
-  Of several processes the first grades all of them, and the others take its grades.
-  """
-  correct, parsed = np.zeros(truncated.size, np.float32), np.zeros(truncated.size, bool)
-  if jax.process_index() == 0:
-    golds = [pipeline.gold_text(row) for row in gold_PJU.reshape(-1, gold_PJU.shape[-1])]
-    golds = [gold for gold in golds for _ in range(truncated.shape[-1])]
-    rows = grade_rows(
-      grader, tokenizer, golds, tokens.reshape(-1, tokens.shape[-1]), truncated.reshape(-1)
-    )
-    correct[:] = [np.nan if g.correct is None else g.correct for g in rows]
-    parsed[:] = [g.answer is not None for g in rows]
-  if jax.process_count() > 1:
-    correct, parsed = multihost_utils.broadcast_one_to_all((correct, parsed))
-  correct, parsed = correct.reshape(truncated.shape), parsed.reshape(truncated.shape)
+
+def as_grades(correct: np.ndarray, parsed: np.ndarray) -> tuple[rewards.Grades, float]:
+  """What a step takes of `grade_rollout`, and the share that could not be graded."""
   graded, filled = ~np.isnan(correct), fill_ungraded(correct).astype(np.float32)
-  grades = rewards.Grades(filled, parsed, np.zeros(truncated.shape, np.int32), graded)
+  grades = rewards.Grades(filled, parsed, np.zeros(correct.shape, np.int32), graded)
   return grades, float(1 - graded.mean())
 
 
@@ -75,6 +73,8 @@ class HostGradedStep:
     self._grader, self._tokenizer = grader, tokenizer
     self._collect = jax.jit(method.collect)
     self._learn = jax.jit(method.learn, donate_argnums=0, out_shardings=shardings)
+    # A GPU holds the thread that starts sampling until it is nearly through: another one grades.
+    self._thread = ThreadPoolExecutor(1)
     self._ahead = None
 
   def __call__(
@@ -85,7 +85,13 @@ class HostGradedStep:
     execution, golds = collected.rollout.execution, collected.families.gold_PJU
     # Before the next is sampled: a gather of several processes would wait for its end.
     rows = sharding.to_host((execution.tokens_BL, execution.truncated_B, golds))
+    grading, shape = None, rows[1].shape
+    if jax.process_index() == 0:  # of several processes one grades, the others take its grades
+      grading = self._thread.submit(grade_rollout, self._grader, self._tokenizer, *rows)
     self._ahead = None if upcoming is None else self._collect(state, *upcoming)
-    grades, ungraded = grade_rollout(self._grader, self._tokenizer, *rows)
+    graded = grading.result() if grading else (np.zeros(shape, np.float32), np.zeros(shape, bool))
+    if jax.process_count() > 1:
+      graded = multihost_utils.broadcast_one_to_all(graded)
+    grades, ungraded = as_grades(*graded)
     state, metrics = self._learn(state, collected, grades)
     return state, metrics | {"rollout/ungraded_frac": np.float32(ungraded)}

@@ -54,7 +54,7 @@ def test_runs_of_one_kind_share_a_row_a_split():
     },
   }
   record = lambda capacity, end: {
-    "capacity": capacity, "practice_families": 1.0, "git": "abc",
+    "capacity": capacity, "practice_families": 1.0, "git": "abc", "hints": 2,
     "classes": {split: [0, 0, 1, 1] for split in forgetting.SPLITS},
     "start": side("1111", "1111", 4), "end": end,
   }  # fmt: skip

@@ -63,11 +63,14 @@ def test_rollouts_are_graded_as_text():
   cut = np.array([[[False, False, False, True]]])
   gold = pipeline.gold_bytes(["7"]).reshape(1, 1, -1)
   with graders.opened("numeric") as grader:
-    grades, ungraded = rollouts.grade_rollout(grader, Words(), tokens, cut, gold)
+    graded = rollouts.grade_rollout(grader, Words(), tokens, cut, gold)
+  grades, ungraded = rollouts.as_grades(*graded)
   assert grades.correct.tolist() == [[[1, 0, 0, 0]]] and ungraded == 0 and grades.graded.all()
   assert grades.parsed.tolist() == [[[True, True, False, False]]]
   failing = lambda golds, texts: [graders.Grade(None, text or None) for text in texts]
-  grades, ungraded = rollouts.grade_rollout(failing, Words(), tokens, cut, gold)
+  grades, ungraded = rollouts.as_grades(
+    *rollouts.grade_rollout(failing, Words(), tokens, cut, gold)
+  )
   assert grades.correct.tolist() == [[[0, 0, 0, 0]]] and ungraded == 1
   assert not grades.graded.any()
 
