@@ -78,10 +78,11 @@ def test_interrupted_and_resumed_is_bit_identical(finished, tmp_path, monkeypatc
   workdir = str(tmp_path / "b")
   original = train._log_metrics
 
-  def interrupt(run, method, writer, progress, pending):
-    original(run, method, writer, progress, pending)
+  def interrupt(run, method, writer, progress, pending, began):
+    ended = original(run, method, writer, progress, pending, began)
     if pending["global_step"] == 3:
       signal.raise_signal(signal.SIGTERM)
+    return ended
 
   assert threading.current_thread() is threading.main_thread()
   monkeypatch.setattr(train, "_log_metrics", interrupt)
