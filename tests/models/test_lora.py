@@ -111,10 +111,11 @@ def test_stopped_and_resumed_adapters_are_bit_identical(base, tmp_path, monkeypa
   train.run(config, whole)
   original = train._log_metrics
 
-  def interrupt(run, method, writer, progress, pending):
-    original(run, method, writer, progress, pending)
+  def interrupt(run, method, writer, progress, pending, began):
+    ended = original(run, method, writer, progress, pending, began)
     if pending["global_step"] == 2:
       raise KeyboardInterrupt
+    return ended
 
   often = dataclasses.replace(config, checkpoint=config_lib.Checkpoint(every=1, keep=4))
   monkeypatch.setattr(train, "_log_metrics", interrupt)
