@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import matplotlib
@@ -219,18 +220,27 @@ def picture(means: dict, path: str) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def main() -> int:
-  """Command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def measured(description: str, made: str, look: Callable) -> tuple[argparse.Namespace, list[dict]]:
+  """The command line of a look at finished runs, and `look(folder, problems a split)` of each.
+
+  Raises:
+    ValueError: a run that cannot be looked at, or no problems asked for.
+  """
+  parser = argparse.ArgumentParser(description=description)
   parser.add_argument("--runs", default="runs/demo", help="folders of finished runs, by commas")
   parser.add_argument("--problems", type=int, default=512, help="a split")
-  parser.add_argument("--out", default="", help="folder for result.md, result.json, result.svg")
+  parser.add_argument("--out", default="", help=f"folder for {made}")
   args = parser.parse_args()
   allocator.keep_heap()
+  if args.problems < 1:
+    raise ValueError(f"--problems={args.problems} must be at least 1")
+  return args, [look(workdir, args.problems) for workdir in args.runs.split(",")]
+
+
+def main() -> int:
+  """Command line."""
   try:
-    if args.problems < 1:
-      raise ValueError(f"--problems={args.problems} must be at least 1")
-    found = [measure(workdir, args.problems) for workdir in args.runs.split(",")]
+    args, found = measured(__doc__.splitlines()[0], "result.md, result.json, result.svg", measure)
     means = summary(found)
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -6,10 +6,8 @@ Compares a finished run's bank with the one it began with, and its policy with t
 fresh problems of the annotated classes (`id`) and of the practice classes (`practice`).
 """
 
-import argparse
 import collections
 import dataclasses
-import functools
 import os
 import sys
 
@@ -17,12 +15,12 @@ import jax
 import numpy as np
 
 from experiments import tables
-from experiments.compose.run import open_run
-from sgpo import allocator, files, loading, policy
+from experiments.compose.run import measured, open_run
 from sgpo import bank as bank_lib
+from sgpo import files, loading, policy
 from sgpo.data import pipeline, strategies
 from sgpo.evaluation import evaluate, statistics
-from sgpo.evaluation.solver import Solver, batches, solve_problems
+from sgpo.evaluation.solver import Solver, batches, solve_problems, written
 from sgpo.methods.registry import METHODS
 
 SPLITS = ("id", "practice")
@@ -37,44 +35,36 @@ def start_of(loaded: loading.Loaded) -> loading.Loaded:
   return loaded._replace(state=method.prepare(state))
 
 
-def plans(loaded: loading.Loaded, tokens_XS: np.ndarray) -> list[str | None]:
-  """Rows of the bank as the text of plans."""
-  texts = (loaded.tokenizer.pretty_plan(row.tolist()) for row in tokens_XS)
-  return [strategies.normalize(text, loaded.config.data) for text in texts]
-
-
-def right_hints(loaded: loading.Loaded, problems: list) -> list[bool]:
+def right_hints(solver: Solver, problems: list, domains: tuple[str, ...]) -> list[bool]:
   """Whether the plan of a problem's class is among the strategies that the bank hands over."""
-  c, state = loaded.config, loaded.state
-  solver = Solver(c, state, loaded.tokenizer)
+  c, state = solver.config, solver.state
 
   @jax.jit
   def retrieve(reference, bank, prompt_BT, length_B):
     query = policy.embed(solver.lm, reference, prompt_BT, length_B)
     return bank_lib.retrieve(bank, query, c.bank.retrieved, c.bank.bandwidth).tokens_QRS
 
-  found, text = [], functools.partial(plans, loaded)
-  for families, real in batches([[p] for p in problems], solver, loaded.dataset.domains):
+  found = []
+  for families, real in batches([[p] for p in problems], solver, domains):
     tokens = retrieve(
       state.reference, state.bank, families.prompt_PJT[:, 0], families.length_PJ[:, 0]
     )
-    found += [text(row) for row in np.asarray(tokens)[:real]]
+    found += [written(row, solver) for row in np.asarray(tokens)[:real]]
   wanted = [strategies.render(p.plan, c.data) for p in problems]
   return [plan in hints for plan, hints in zip(wanted, found, strict=True)]
 
 
-def look(loaded: loading.Loaded, problems: dict[str, list]) -> dict:
+def look(solver: Solver, problems: dict[str, list], domains: tuple[str, ...]) -> dict:
   """What policy and bank know: by split the marks of answers without hints, and of right hints."""
-  bank = loaded.state.bank
+  bank, out = solver.state.bank, {}
   active = np.asarray(bank.status_N) == bank_lib.ACTIVE
-  known = {*plans(loaded, np.asarray(bank.tokens_NS)[active])}
-  solver, out = Solver(loaded.config, loaded.state, loaded.tokenizer), {}
+  known = {*written(np.asarray(bank.tokens_NS)[active], solver)}
   for split, some in problems.items():
-    answers = solve_problems(some, solver, loaded.dataset.domains, False)["correct"]
-    classes = {strategies.render(p.plan, loaded.config.data) for p in some}
+    answers = solve_problems(some, solver, domains, False)["correct"]
+    classes = {strategies.render(p.plan, solver.config.data) for p in some}
     out[split] = {
       "answers": evaluate.marks(answers.astype(float)),
-      "hints": evaluate.marks(np.array(right_hints(loaded, some), float)),
+      "hints": evaluate.marks(np.array(right_hints(solver, some, domains), float)),
       "known": len(classes & known),
       "classes": len(classes),
     }
@@ -84,20 +74,19 @@ def look(loaded: loading.Loaded, problems: dict[str, list]) -> dict:
 def measure(workdir: str, count: int) -> dict:
   """A run at its start and at its end."""
   loaded = open_run(workdir)
-  c = loaded.config
-  e = dataclasses.replace(c.eval, batch=min(BATCH, count))
-  loaded = loaded._replace(config=dataclasses.replace(c, eval=e))
+  c, domains = loaded.config, loaded.dataset.domains
+  c = dataclasses.replace(c, eval=dataclasses.replace(c.eval, batch=min(BATCH, count)))
+  start, end = (Solver(c, r.state, r.tokenizer) for r in (start_of(loaded), loaded))
   problems, classes = {}, {}
   for split in SPLITS:
     some = [loaded.dataset.problem(split, i) for i in range(count)]
-    problems[split] = pipeline.fitting(some, loaded.tokenizer, Solver(
-      loaded.config, loaded.state, loaded.tokenizer).room)  # fmt: skip
+    problems[split] = pipeline.fitting(some, loaded.tokenizer, end.room)
     classes[split] = statistics.class_numbers([p.plan for p in problems[split]])
   found = {
     "run": os.path.normpath(workdir), "steps": c.sgpo.steps, "capacity": c.bank.capacity,
     "hints": c.bank.retrieved, "practice_families": c.data.practice_families, "classes": classes,
     "git": (files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown")[:7],
-    "start": look(start_of(loaded), problems), "end": look(loaded, problems),
+    "start": look(start, problems, domains), "end": look(end, problems, domains),
   }  # fmt: skip
   print(f"{workdir}: {found['start']['active']} entries, then {found['end']['active']}", flush=True)
   return found
@@ -143,16 +132,8 @@ def markdown(found: list[dict], command: str) -> str:
 
 def main() -> int:
   """Command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--runs", default="runs/demo", help="folders of finished runs, by commas")
-  parser.add_argument("--problems", type=int, default=512, help="a split")
-  parser.add_argument("--out", default="", help="folder for result.md, result.json")
-  args = parser.parse_args()
-  allocator.keep_heap()
   try:
-    if args.problems < 1:
-      raise ValueError(f"--problems={args.problems} must be at least 1")
-    found = [measure(workdir, args.problems) for workdir in args.runs.split(",")]
+    args, found = measured(__doc__.splitlines()[0], "result.md, result.json", measure)
     if any(run["classes"] != found[0]["classes"] for run in found):
       raise ValueError("the runs were not given the same problems; compare runs of one data set")
   except ValueError as error:

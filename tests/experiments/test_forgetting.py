@@ -7,9 +7,10 @@ import numpy as np
 from experiments.forgetting import run as forgetting
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import loading, policy
+from sgpo import policy
 from sgpo.data import make_dataset, pipeline, strategies
 from sgpo.data.tokenizers import Tokenizer
+from sgpo.evaluation.solver import Solver
 from sgpo.models import transformer
 from sgpo.types import TrainState
 
@@ -35,12 +36,12 @@ def test_a_hint_is_right_where_it_is_the_plan_of_the_class(model):
     status_N=jnp.full(4, bank_lib.ACTIVE),
   )  # fmt: skip
   state = TrainState(step=0, params=params, opt_state=(), bank=bank, reference=params, skipped=0)
-  loaded = loading.Loaded(c, dataset, tokenizer, state)
-  assert forgetting.right_hints(loaded, problems) == [True] * 4
+  solver = Solver(c, state, tokenizer)
+  assert forgetting.right_hints(solver, problems, dataset.domains) == [True] * 4
   shifted = bank.replace(tokens_NS=jnp.roll(bank.tokens_NS, 1, 0))
   classes = [strategies.render(p.plan, c.data) for p in problems]
-  loaded = loaded._replace(state=state.replace(bank=shifted))
-  assert forgetting.right_hints(loaded, problems) == [
+  solver.state = state.replace(bank=shifted)
+  assert forgetting.right_hints(solver, problems, dataset.domains) == [
     a == b for a, b in zip(classes, np.roll(classes, 1), strict=True)
   ]
 
