@@ -119,6 +119,13 @@ def _lay(x: jax.Array, spec: P) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, _fit(mesh, spec, x.shape))
 
 
+def on_cpus() -> bool:
+  """Whether what is traced will run on CPUs: the devices of the mesh that is set, or jax's own."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return (device.platform if device else jax.default_backend()) == "cpu"
+
+
 def by_rows(x: jax.Array) -> jax.Array:
   """Says within a jitted function that the first axis lies over "data", where it divides it.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sgpo import sharding
 from sgpo.models import transformer
 from sgpo.types import slots, within
 
@@ -70,7 +71,9 @@ def test_prefill_equals_reference(lm_and_params):
   np.testing.assert_allclose(got, reference_logits(params, config, tokens), rtol=2e-4, atol=2e-4)
 
 
-def test_extend_and_decode_continue_the_prompt(lm_and_params):
+@pytest.mark.parametrize("on_cpus", [True, False])
+def test_extend_and_decode_continue_the_prompt(lm_and_params, on_cpus, monkeypatch):
+  monkeypatch.setattr(sharding, "on_cpus", lambda: on_cpus)  # the form of the matrices
   config, lm, params = lm_and_params
   rng = np.random.default_rng(1)
   prompt, rows = rng.integers(0, V, 7), rng.integers(0, V, (2, 5))
@@ -81,6 +84,7 @@ def test_extend_and_decode_continue_the_prompt(lm_and_params):
   np.testing.assert_allclose(lm.logits(params, hidden)[0], want, rtol=2e-4, atol=2e-4)
 
   weights = lm.split(params)
+  assert ("down_turned" in weights["layers"][0]) == on_cpus
   K, h = config.kv_heads, config.head_dim
   empty = jnp.zeros((1, K, 2, h, 6)), jnp.zeros((1, K, 2, 6, h))
   cache = (empty,) * config.layers
@@ -129,7 +133,8 @@ def test_copied_prompts_keep_gradients_behind_prompts_and_windows(model):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), parts, other)
 
 
-def test_split_casts_all_but_norms(model):
+def test_split_casts_all_but_norms(model, monkeypatch):
+  monkeypatch.setattr(sharding, "on_cpus", lambda: False)
   model = dataclasses.replace(
     model, dtype="bfloat16", qk_norm=True, qkv_bias=True, out_bias=True, post_norms=True
   )
