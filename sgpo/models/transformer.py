@@ -43,7 +43,7 @@ class LM(NamedTuple):
   logits:  (params, hidden) -> float32 [..., V]
   cast:    (params) -> params in the dtype of activations, but for norms and the embedding table
   split:   (params) -> these as `decode` wants them: one subtree a layer, matrices joined where
-           they are one product, and for CPUs turned, see `times`. Done once, outside of the
+           they are one product, and for CPUs turned, see `turn`. Done once, outside of the
            sampling loop, from which not every compiler would move it
   """
 
@@ -79,42 +79,22 @@ JOINED = {  # matrices of a layer that are one product: the function, and what i
   "mlp": (join_mlp, ("gate", "up")),
 }
 
-PRODUCTS = {  # of a layer: activations times a matrix
-  "qkv": "bgqd,dkrh->bgqkrh",
-  "o": "bgqhk,hkd->bgqd",
-  "mlp": "bgqd,dcf->bgqcf",
-  "down": "bgqf,fd->bgqd",
-}
-TURNED = "qkv", "mlp", "down"  # on CPUs, see `times`; "o" is too small to gain by it
+TURNED = "qkv", "mlp", "down"  # on CPUs, see `turn`; with "o" sampling was slower
 
 
-def _axes(spec: str) -> tuple[str, str, str, str]:
-  """Of an einsum of rows and a matrix: axes of rows alone, of both, of the matrix alone, of all."""
-  inputs, result = spec.split("->")
-  rows, matrix = inputs.split(",")
-  both = "".join(axis for axis in rows if axis in matrix)
-  return rows.removesuffix(both), both, matrix.replace(both, ""), result
+def turn(matrix_LDX: jax.Array) -> jax.Array:
+  """Matrices [L, D, ...] that rows are multiplied with, as [L, ..., D] for `times_turned`.
 
-
-def turn(spec: str, matrix: jax.Array) -> jax.Array:
-  """A matrix, behind any other axes, with those last that `einsum(spec, x, matrix)` sums over."""
-  _, both, outputs, _ = _axes(spec)
-  stored = spec.split("->")[0].split(",")[1]
-  return jnp.einsum(f"...{stored}->...{outputs}{both}", matrix)
-
-
-def times(spec: str, x: jax.Array, matrix: jax.Array, turned: bool) -> jax.Array:
-  """`einsum(spec, x, matrix)`; a matrix `turned` by `turn` is the left side of the product.
-
-  XLA's kernels for CPUs read a left side row by row, once, and a right side column by column, once
-  for each five rows of x. With a matrix from memory and the few rows of a decoding step the second
-  takes a third longer.
+  XLA's kernels for CPUs read a product's left side row by row, once, and its right side column by
+  column, once for each five rows of the left. With a matrix from memory and the few rows of a
+  decoding step it takes a fifth longer on the right.
   """
-  if not turned:
-    return jnp.einsum(spec, x, matrix)
-  rows, both, outputs, result = _axes(spec)
-  y = jnp.einsum(f"{outputs}{both},{rows}{both}->{outputs}{rows}", matrix, x)
-  return jnp.einsum(f"{outputs}{rows}->{result}", y)
+  return jnp.moveaxis(matrix_LDX, 1, -1)
+
+
+def times_turned(x_BGQD: jax.Array, matrix_XD: jax.Array) -> jax.Array:
+  """[B, G, Q, ...]: rows times a matrix that has been turned and is the left side."""
+  return jnp.moveaxis(jnp.einsum("...d,bgqd->...bgq", matrix_XD, x_BGQD), (-3, -2, -1), (0, 1, 2))
 
 
 class Layer(nn.Module):
@@ -136,14 +116,15 @@ class Layer(nn.Module):
     weight = lambda name, *shape, fn=init: self.param(name, fn, shape, jnp.float32).astype(dtype)
     bias = partial(weight, fn=nn.initializers.zeros)
 
-    def multiply(name, x, *shapes, fn=init):
-      if cache is not None:  # the matrices of `LM.split`
-        turned = self.has_variable("params", f"{name}_turned")
-        matrix = self.get_variable("params", f"{name}_turned" if turned else name)
-        return times(PRODUCTS[name], x, matrix, turned)
-      join, names = JOINED.get(name, (lambda matrix: matrix, (name,)))
-      parts = (weight(n, *shape, fn=fn) for n, shape in zip(names, shapes, strict=True))
-      return times(PRODUCTS[name], x, join(*parts), turned=False)
+    def multiply(x, name, *shapes, fn=init):
+      if self.has_variable("params", f"{name}_turned"):  # those of `LM.split`
+        return times_turned(x, self.get_variable("params", f"{name}_turned"))
+      if cache is not None:
+        matrix = self.get_variable("params", name)
+      else:
+        join, names = JOINED.get(name, (lambda matrix: matrix, (name,)))
+        matrix = join(*(weight(n, *shape, fn=fn) for n, shape in zip(names, shapes, strict=True)))
+      return jnp.einsum("bgqd,d...->bgq...", x, matrix)
 
     ones = nn.initializers.constant(1 - c.norm_offset)
     norm = lambda name, x: rms_norm(
@@ -154,7 +135,7 @@ class Layer(nn.Module):
     if len(views) > 1:
       view = jax.tree.map(lambda wide, near: jnp.where(local, near, wide), *views)
     y = norm("attn_norm", x_BGQD)
-    qkv = multiply("qkv", y, (D, H, h), (D, K, h), (D, K, h))
+    qkv = multiply(y, "qkv", (D, H, h), (D, K, h), (D, K, h))
     if c.qkv_bias:
       added = join_heads(bias("q_bias", H, h), bias("k_bias", K, h), bias("v_bias", K, h))
       qkv += added[None, None, None]
@@ -173,15 +154,15 @@ class Layer(nn.Module):
     else:
       out = attend(q, own, prefix, view, scale, c.attention_cap)
     out = out.transpose(0, 2, 3, 1, 4, 5).reshape(*x_BGQD.shape[:3], H, h)
-    out = multiply("o", out, (H, h, D), fn=last)
+    out = jnp.einsum("bgqhk,hkd->bgqd", out, weight("o", H, h, D, fn=last))
     if c.out_bias:
       out += bias("o_bias", D)[None, None, None]
     x_BGQD += behind("post_attn_norm", out)
     y = norm("mlp_norm", x_BGQD)
-    both = multiply("mlp", y, (D, F), (D, F))
+    both = multiply(y, "mlp", (D, F), (D, F))
     act = nn.silu if c.activation == "silu" else nn.gelu  # gelu is the tanh approximation
     y = act(both[..., 0, :]) * both[..., 1, :]
-    out = multiply("down", y, (F, D), fn=last)
+    out = multiply(y, "down", (F, D), fn=last)
     return x_BGQD + behind("post_mlp_norm", out), own
 
 
@@ -275,7 +256,7 @@ def _split(config: config_lib.Model, params):
     layers[name] = join(*(layers.pop(part) for part in parts))
   if sharding.on_cpus():
     for name in TURNED:
-      layers[f"{name}_turned"] = turn(PRODUCTS[name], layers.pop(name))
+      layers[f"{name}_turned"] = turn(layers.pop(name))
   embed = params["embed"].astype(config.dtype)  # cast once, not for each token
   return {**params, "embed": embed, "layers": _unstack(layers, config.layers)}
 
