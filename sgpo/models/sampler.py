@@ -55,12 +55,13 @@ def _grow(context: Context, size: int) -> Context:
   more = size - context.valid_BGC.shape[-1]
 
   def pad(x, axis):
-    empty = jnp.zeros((*x.shape[:axis], more, *x.shape[axis + 1 :]), x.dtype)
-    return jnp.concatenate([x, empty], axis)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = 0, more
+    return jnp.pad(x, widths)
 
   return context.replace(
-    cache=tuple((pad(k, 4), pad(v, 3)) for k, v in context.cache),
-    valid_BGC=pad(context.valid_BGC, 2),
+    cache=tuple((pad(k, -1), pad(v, -2)) for k, v in context.cache),
+    valid_BGC=pad(context.valid_BGC, -1),
   )
 
 
@@ -204,6 +205,10 @@ def generate(
     symbols=symbols, sampling=sampling,
     uniform_LBG=jax.random.uniform(key, (room, B, G)),  # drawn here: cheaper than in the loop
   )  # fmt: skip
+  # XLA copies a whole cache with an axis of size 1 for each token, and writes into one without.
+  short = lambda x: x.reshape(*(n for n in x.shape[:-2] if n > 1), *x.shape[-2:])
+  full = lambda x: x.reshape(B, -1, G, *x.shape[-2:])
+  loop = loop.replace(context=context.replace(cache=jax.tree.map(short, context.cache)))
   stage = max(SHORTEST, -(-room // STAGES))
   for start in range(0, room, stage):
     end = min(start + stage, room)
@@ -213,6 +218,7 @@ def generate(
   slot_BGC = slots((B, G), first_slot + room)
   used = (slot_BGC >= first_slot) & within(first_slot + loop.segment.length_B, first_slot + room)
   context = loop.context.replace(
+    cache=jax.tree.map(full, loop.context.cache),
     valid_BGC=loop.context.valid_BGC | used,
     position_BG=context.position_BG + loop.segment.length_B,
   )

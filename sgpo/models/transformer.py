@@ -39,7 +39,8 @@ class LM(NamedTuple):
   extend:  (params, prefix, tokens_BGQ, position_BGQ, valid_BGQ) -> (hidden_BGQD, per-layer KV
            behind [B, K, G]); causal among the Q tokens, invalid ones are never attended to
   decode:  (params, prefix, cache, token_BG, position_BG, slot, valid_BGC) -> (hidden_BGD, cache);
-           writes slot `slot` of the cache (per-layer KV behind [B, K, G]) and attends to the valid
+           writes slot `slot` of the cache (per-layer KV behind [B, K, G], of which axes of size 1
+           may be missing) and attends to the valid
   logits:  (params, hidden) -> float32 [..., V]
   cast:    (params) -> params in the dtype of activations, but for norms and the embedding table
   split:   (params) -> these as `decode` wants them: one subtree a layer, matrices joined where
@@ -97,6 +98,16 @@ def times_turned(x_BGQD: jax.Array, matrix_XD: jax.Array) -> jax.Array:
   return jnp.moveaxis(jnp.einsum("...d,bgqd->...bgq", matrix_XD, x_BGQD), (-3, -2, -1), (0, 1, 2))
 
 
+def write_slot(cache: KV, own: KV, slot: jax.Array) -> KV:
+  """A layer's cache with one token's keys and values, [..., h, 1] and [..., 1, h], in a slot."""
+
+  def write(old, new, axis):
+    new = new.reshape(*old.shape[:-2], *new.shape[-2:])
+    return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis)
+
+  return write(cache[0], own[0], -1), write(cache[1], own[1], -2)
+
+
 class Layer(nn.Module):
   """Attention and a gated MLP, each behind its norm."""
 
@@ -144,10 +155,10 @@ class Layer(nn.Module):
     if c.qk_norm:
       q, k = norm("q_norm", q), norm("k_norm", k)
     q, k = rotate(q, view.angles), rotate(k, view.angles)
-    own = k[..., 0, :].swapaxes(-1, -2), qkv[..., -1, :]
+    own = kept = k[..., 0, :].swapaxes(-1, -2), qkv[..., -1, :]
     if cache is not None:
-      write = jax.lax.dynamic_update_slice_in_dim
-      own = write(cache[0], own[0], slot, 4), write(cache[1], own[1], slot, 3)
+      kept = write_slot(cache, own, slot)
+      own = tuple(x.reshape(*k.shape[:3], *x.shape[-2:]) for x in kept)
     scale = (c.query_scale or h) ** -0.5
     if cache is None and c.attention != "parts":
       out = attend_copied(q, own, prefix, view, scale, c.attention)
@@ -163,7 +174,7 @@ class Layer(nn.Module):
     act = nn.silu if c.activation == "silu" else nn.gelu  # gelu is the tanh approximation
     y = act(both[..., 0, :]) * both[..., 1, :]
     out = multiply(y, "down", (F, D), fn=last)
-    return x_BGQD + behind("post_mlp_norm", out), own
+    return x_BGQD + behind("post_mlp_norm", out), kept
 
 
 def embed_tokens(config: config_lib.Model, table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
