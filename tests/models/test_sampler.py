@@ -1,4 +1,8 @@
-"""Drawing tokens: the distribution, its truncations, its edges."""
+"""Drawing tokens: the distribution, its truncations, its edges; the cache of the loop."""
+
+import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +10,7 @@ import numpy as np
 import pytest
 
 from sgpo.config import Sampling
-from sgpo.models import sampler
+from sgpo.models import sampler, transformer
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 385])
@@ -44,3 +48,30 @@ def test_truncation_and_log_probabilities():
   token, logp = sampler.choose(logits, uniform, Sampling(temperature=2.0))
   heated = np.sqrt([0.5, 0.3, 0.15, 0.05])
   np.testing.assert_allclose(np.exp(logp), (heated / heated.sum())[np.asarray(token)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("prompts, group, kv_heads", [(3, 2, 2), (3, 1, 2), (1, 3, 2), (3, 2, 1)])
+def test_the_cache_is_written_in_place(model, symbols, prompts, group, kv_heads):
+  """The compiled loop copies no array as large as a layer's keys, whatever axes are of size 1."""
+  model = dataclasses.replace(model, kv_heads=kv_heads, heads=2 * kv_heads)
+  lm, room = transformer.make_lm(model, 40), 27
+
+  @jax.jit
+  def generate(params, tokens, key):
+    _, prefix = lm.prefill(params, tokens, jnp.full(prompts, 5))
+    context = sampler.empty_context(prefix, group)
+    return sampler.generate(
+      lm, lm.split(params), prefix, context, key, room=room, opening=symbols.execute,
+      stop=symbols.eos, symbols=symbols, sampling=Sampling(),
+    )[0]  # fmt: skip
+
+  params = jax.eval_shape(lm.init, jax.random.key(0))
+  lowered = generate.lower(params, jnp.zeros((prompts, 5), jnp.int32), jax.random.key(0))
+  text = lowered.compile().as_text()
+  loops = re.findall(r" while\(.*body=%([\w.-]+)", text)
+  bodies = [
+    re.search(rf"^%{re.escape(x)} .*?^}}", text, re.DOTALL | re.MULTILINE)[0] for x in loops
+  ]
+  copied = re.findall(r"= f32\[([\d,]+)\]\S* copy\(", "".join(bodies))
+  keys = prompts * group * kv_heads * model.head_dim * room
+  assert keys not in [math.prod(map(int, shape.split(","))) for shape in copied]
