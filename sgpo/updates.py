@@ -93,7 +93,7 @@ def apply_gradients(
   state: TrainState, grads, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One optimiser step; a gradient that is not finite changes nothing but the count of skips."""
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm)
   safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
   updates, opt_state = optimizer.update(safe, state.opt_state, state.params)
