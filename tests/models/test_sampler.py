@@ -50,10 +50,10 @@ def test_truncation_and_log_probabilities():
   np.testing.assert_allclose(np.exp(logp), (heated / heated.sum())[np.asarray(token)], rtol=1e-5)
 
 
-@pytest.mark.parametrize("prompts, group, kv_heads", [(3, 2, 2), (3, 1, 2), (1, 3, 2), (3, 2, 1)])
+@pytest.mark.parametrize("prompts, group, kv_heads", [(3, 1, 2), (1, 3, 1)])
 def test_the_cache_is_written_in_place(model, symbols, prompts, group, kv_heads):
   """The compiled loop copies no array as large as a layer's keys, whatever axes are of size 1."""
-  model = dataclasses.replace(model, kv_heads=kv_heads, heads=2 * kv_heads)
+  model = dataclasses.replace(model, layers=1, kv_heads=kv_heads, heads=2 * kv_heads)
   lm, room = transformer.make_lm(model, 40), 27
 
   @jax.jit
@@ -62,7 +62,7 @@ def test_the_cache_is_written_in_place(model, symbols, prompts, group, kv_heads)
     context = sampler.empty_context(prefix, group)
     return sampler.generate(
       lm, lm.split(params), prefix, context, key, room=room, opening=symbols.execute,
-      stop=symbols.eos, symbols=symbols, sampling=Sampling(),
+      stop=symbols.eos, symbols=symbols, sampling=Sampling(calculator=False),
     )[0]  # fmt: skip
 
   params = jax.eval_shape(lm.init, jax.random.key(0))
