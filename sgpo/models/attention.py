@@ -110,11 +110,12 @@ def attend(
 
   The two parts meet in the softmax's sums, so the prefix is never copied to the rows, and each of
   the four products is one batched matrix product without transposes.
-  own: [B, K, G, h, C] and [B, K, G, C, h]; prefix: [B, K, h, T] and [B, K, T, h].
+  own: [B, K, G, h, C] and [B, K, G, C, h], of which axes of size 1 of the first three may be
+  missing; prefix: [B, K, h, T] and [B, K, T, h].
   R query heads share a key head.
   """
   B, K, G, Q, R, h = q_BKGQRh.shape
-  k, v = own
+  k, v = (x.reshape(B, K, G, *x.shape[-2:]) for x in own)
   bend = (lambda x: cap * jnp.tanh(x / cap)) if cap else (lambda x: x)
   q = jax.lax.optimization_barrier(q_BKGQRh * scale)  # once for both products, not fused twice
   rows, group = q.reshape(B, K, G, Q * R, h), q.reshape(B, K, G * Q * R, h)

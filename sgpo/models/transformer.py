@@ -155,10 +155,9 @@ class Layer(nn.Module):
     if c.qk_norm:
       q, k = norm("q_norm", q), norm("k_norm", k)
     q, k = rotate(q, view.angles), rotate(k, view.angles)
-    own = kept = k[..., 0, :].swapaxes(-1, -2), qkv[..., -1, :]
+    own = k[..., 0, :].swapaxes(-1, -2), qkv[..., -1, :]
     if cache is not None:
-      kept = write_slot(cache, own, slot)
-      own = tuple(x.reshape(*k.shape[:3], *x.shape[-2:]) for x in kept)
+      own = write_slot(cache, own, slot)
     scale = (c.query_scale or h) ** -0.5
     if cache is None and c.attention != "parts":
       out = attend_copied(q, own, prefix, view, scale, c.attention)
@@ -174,7 +173,7 @@ class Layer(nn.Module):
     act = nn.silu if c.activation == "silu" else nn.gelu  # gelu is the tanh approximation
     y = act(both[..., 0, :]) * both[..., 1, :]
     out = multiply(y, "down", (F, D), fn=last)
-    return x_BGQD + behind("post_mlp_norm", out), kept
+    return x_BGQD + behind("post_mlp_norm", out), own
 
 
 def embed_tokens(config: config_lib.Model, table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
