@@ -5,6 +5,7 @@ leaf. Flipped bytes restore silently otherwise.
 """
 
 import dataclasses
+import glob
 import itertools
 import logging
 import math
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 
 log = logging.getLogger(__name__)
 
-_DELETED = "todelete"
+_DELETED, _UNFINISHED = "todelete", f"*{ocp.path.step.TMP_DIR_SUFFIX}*"
 UNREAD = ocp.PLACEHOLDER  # in the place of a leaf that a reader leaves where it is
 
 
@@ -108,8 +109,9 @@ class Checkpointer:
       ),
     )
     self._manager.wait_until_finished()
-    if jax.process_index() == 0:  # Orbax only renames what it deletes
-      shutil.rmtree(os.path.join(self.folder, _DELETED), ignore_errors=True)
+    if jax.process_index() == 0:  # Orbax only renames what it deletes, and leaves what a kill left
+      for name in (_DELETED, *glob.glob(_UNFINISHED, root_dir=self.folder)):
+        shutil.rmtree(os.path.join(self.folder, name), ignore_errors=True)
 
   def _set_aside(self, step: int) -> None:
     folder = f"{self.folder}_broken"

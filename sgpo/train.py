@@ -61,7 +61,7 @@ def check(config: config_lib.Config) -> None:
   if config.bank.capacity % mesh.size:
     raise ValueError(
       f"config.bank.capacity = {config.bank.capacity} is not divisible by the {mesh.size} devices "
-      "that hold the bank"
+      f"that hold the bank; set it to a multiple of {mesh.size}"
     )
   if config.model.attention == "cudnn":
     if "NVIDIA" not in (kind := jax.devices()[0].device_kind):
@@ -74,11 +74,12 @@ def check(config: config_lib.Config) -> None:
         f"divides config.model.kv_heads = {config.model.kv_heads}; set it to 'parts'"
       )
   data = mesh.shape["data"]
-  for names, size, _, pieces in config_lib.batches(config):
+  for names, size, key, pieces in config_lib.batches(config):
     if size % (data * pieces):
       raise ValueError(
         f"config.{names} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
-        f"by the mesh's data axis of {data} devices"
+        f"by the mesh's data axis of {data} devices; choose a multiple of {data * pieces}"
+        + (f", or lower config.{key}" if pieces > 1 else "")
       )
   loading.check_start(config)
 
@@ -89,6 +90,18 @@ def check_asked(config: config_lib.Config) -> None:
     raise ValueError(
       f"config.bank.file = {config.bank.file!r} fills the bank of a stage 'sgpo' with "
       f"config.bank.capacity above 0; stages = {config.stages}, capacity = {config.bank.capacity}"
+    )
+  bare = config.room.strategy == 1
+  paid = [stage for stage in config.stages if stage in ("sgpo", "grpo", "rft")]
+  if bare and config.reward.coherent and paid:
+    raise ValueError(
+      f"config.reward.coherent = True: stage {paid[0]!r} would be paid nothing, since with "
+      "config.room.strategy = 1 no execution has a strategy to agree with; set it to False"
+    )
+  if bare and config.bank.capacity and "sgpo" in config.stages:
+    raise ValueError(
+      f"config.bank.capacity = {config.bank.capacity}: with config.room.strategy = 1 there are no "
+      "strategies to keep; set it to 0"
     )
   judged = [stage for stage in config.stages if stage in ("rlhf", "prm")]
   if judged and not config.critic.steps:
@@ -248,6 +261,9 @@ def run_stage(
   seed = jax.random.fold_in(jax.random.key(config.seed), stage)
   take = lambda step: (sharding.put_batch(run.mesh, next(batches)), jax.random.fold_in(seed, step))
   main = jax.process_index() == 0
+  if main and position.step < method.steps:  # one of a checkpoint that could not be read again
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(_evaluation(run, stage))
   writer = MetricWriter(run.workdir, offset + position.step) if main else None
   progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
   pending, ahead, began = None, None, time.perf_counter()
@@ -279,6 +295,8 @@ def run_stage(
         raise Interrupted(caught[0], run.workdir)
     if not method.steps:
       _save(run, state, stage, 0, offset, batches.get_state())
+    if caught:  # while the last step was saved, or before there was one to take
+      raise Interrupted(caught[0], run.workdir)
   finally:
     cleanup.close()
     progress.close()
@@ -287,10 +305,14 @@ def run_stage(
   return state
 
 
+def _evaluation(run: loading.Run, stage: int) -> str:
+  """The file of a stage's evaluation."""
+  return os.path.join(run.workdir, "eval", f"{run.config.stages[stage]}.json")
+
+
 def finish_stage(run: loading.Run, state: TrainState, stage: int, global_step: int) -> None:
   """Evaluates, and writes what people look at."""
-  name = run.config.stages[stage]
-  path = os.path.join(run.workdir, "eval", f"{name}.json")
+  name, path = run.config.stages[stage], _evaluation(run, stage)
   if os.path.exists(path):
     return
   result, rows = evaluation.evaluate(run.config, state, run.dataset, run.tokenizer)

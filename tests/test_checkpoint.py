@@ -42,6 +42,13 @@ def test_round_trip_is_exact_and_keeps_the_newest(tmp_path):
   assert meta["step"] == 3 and meta["data"] == {"next_index": 3}
 
 
+def test_what_a_kill_left_of_a_save_goes_with_the_next(tmp_path):
+  (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+  c = Checkpointer(str(tmp_path))
+  c.save(2, state_at(2), {})
+  assert os.listdir(c.folder) == ["2"]
+
+
 def test_a_corrupted_checkpoint_is_named_and_the_one_before_used(tmp_path, caplog):
   c = Checkpointer(str(tmp_path))
   c.save(1, state_at(1), {"step": 1})
