@@ -139,7 +139,8 @@ def make_sampler(loaded: Loaded, shots: str, chat: bool, args: argparse.Namespac
   )
   fixed = dict(samples=args.samples, sampling=sampling)
   if args.mode == "strategy":
-    room = config_lib.Room(strategy=args.strategy_room, execution=args.room)
+    strategy_room = args.strategy_room or loaded.strategy_room
+    room = config_lib.Room(strategy=strategy_room, execution=args.room)
     encode = lambda family: [loaded.tokenizer.encode_prompt(p.question) for p in family]
     return lambda families, key: sample_strategies(
       loaded, [encode(family) for family in families], room=room, key=key, **fixed
@@ -260,7 +261,7 @@ def check(args: argparse.Namespace) -> None:
   if args.siblings and args.mode != "strategy":
     raise ValueError(f"--siblings={args.siblings} execute strategies: give --mode=strategy")
   for name in ("samples", "limit", "batch", "room", "strategy_room"):
-    if getattr(args, name) < 1:
+    if getattr(args, name) is not None and getattr(args, name) < 1:
       raise ValueError(f"--{name}={getattr(args, name)} must be positive")
 
 
@@ -282,7 +283,7 @@ def main() -> int:
   add("--limit", type=int, default=10**4, help="problems at most; families with --siblings")
   add("--batch", type=int, default=64)
   add("--room", type=int, default=256, help="tokens of an answer or execution")
-  add("--strategy_room", type=int, default=64)
+  add("--strategy_room", type=int, help="of a strategy; as a run evaluates, 64 of other models")
   either = dict(action=argparse.BooleanOptionalAction)
   add(
     "--template", help="around {question} in the prompt; as a run or what it exported was trained"

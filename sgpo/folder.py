@@ -19,7 +19,7 @@ import jax
 from sgpo import config as config_lib
 from sgpo import files
 
-FREE = ("log_every", "checkpoint")  # config keys that may change between resumes
+FREE = ("config.log_every:", "config.checkpoint.", "config.eval.batch:")  # may change in a resume
 EXPORTED = "sgpo_config.json"  # of a model folder: the run that wrote it
 FOLDERS = ("checkpoints", "samples", "bank", "eval")  # of a run
 
@@ -57,12 +57,11 @@ def make(config: config_lib.Config, workdir: str) -> None:
   if os.path.exists(path):
     if not os.access(workdir, os.W_OK):
       raise ValueError(f"--workdir={workdir} cannot be written: no permission")
-    mine = {k: v for k, v in as_json(config).items() if k not in FREE}
     theirs = files.read_json(path)
     with contextlib.suppress(ValueError):  # of another version: the differences say it best
       theirs = as_json(config_lib.read_run(theirs))
-    changed = differences({k: v for k, v in theirs.items() if k not in FREE}, mine)
-    if changed:
+    changed = differences(theirs, as_json(config))
+    if changed := [line for line in changed if not line.startswith(FREE)]:
       raise ValueError(
         f"{workdir} holds a run of another configuration:\n  " + "\n  ".join(changed)
         + "\nchoose another --workdir, or give the same configuration to resume"

@@ -167,7 +167,8 @@ def run(args: argparse.Namespace) -> dict:
       hint = f' Did you mean "{near[0]}"?' if near else ""
       raise ValueError(f"--tasks={name} is no task of the harness or of --include_path.{hint}")
   loaded = sampling.load(args.model, {}, args.dtype, args.mode == "plain")
-  model = HarnessLM(loaded, args.mode, args.batch, args.room, args.strategy_room)
+  strategy_room = args.strategy_room or loaded.strategy_room
+  model = HarnessLM(loaded, args.mode, args.batch, args.room, strategy_room)
   with jax.set_mesh(sharding.make_mesh((-1, 1))):
     result = lm_eval.simple_evaluate(
       model, tasks=names, num_fewshot=args.num_fewshot, limit=args.limit, task_manager=manager
@@ -190,7 +191,7 @@ def main() -> int:
   add("--limit", type=int, default=None, help="problems of a task")
   add("--batch", type=int, default=32)
   add("--room", type=int, default=256, help="tokens of an answer, where the task does not say")
-  add("--strategy_room", type=int, default=64)
+  add("--strategy_room", type=int, help="of a strategy; as a run evaluates, 64 of other models")
   add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
   args = parser.parse_args()
   if lm_eval is None:

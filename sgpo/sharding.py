@@ -55,7 +55,9 @@ def make_mesh(shape: tuple[int, ...], devices: Sequence[jax.Device] | None = Non
     raise ValueError(f"config.mesh = {shape} must hold positive sizes and at most one -1")
   full = tuple(number // known if size == -1 else size for size in shape)
   if math.prod(full) > number or (-1 in shape and number % known):
-    raise ValueError(f"config.mesh = {shape} does not fit the {number} devices that jax sees")
+    raise ValueError(
+      f"config.mesh = {shape} does not fit the {number} devices that jax sees; set it to (-1, 1)"
+    )
   used = devices[: math.prod(full)]
   if len({device.process_index for device in used}) < jax.process_count():
     raise ValueError(

@@ -5,6 +5,7 @@ python -m sgpo.solve --workdir=runs/demo "Tom has 12 apples. Tom loses 5 apples.
 
 import argparse
 import collections
+import dataclasses
 import re
 import sys
 
@@ -44,9 +45,10 @@ def solve(loaded: loading.Loaded, question: str, samples: int, seed: int) -> dic
   hinted = solver.hint(*bare) if solver.has_bank else bare
   # As in evaluation, hints guide the strategy alone: the bare problem is its sibling.
   prompt, length = (np.stack(pair, 1) for pair in zip(hinted, bare, strict=True))
+  room = dataclasses.replace(solver.room, strategy=config.eval.strategy)
   rollout = jax.jit(
     lambda params, prompt, length, key: policy.rollout(
-      solver.lm, params, prompt, length, key, group=samples, room=solver.room,
+      solver.lm, params, prompt, length, key, group=samples, room=room,
       symbols=solver.symbols, sampling=config.sampling,
     )
   )(state.params, prompt, length, jax.random.key(seed))  # fmt: skip

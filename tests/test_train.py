@@ -41,6 +41,11 @@ CONFIG = config_lib.Config(
   log_every=1,
 )
 
+BARE = {  # no room for strategies
+  "room": dataclasses.replace(CONFIG.room, strategy=1),
+  "eval": dataclasses.replace(CONFIG.eval, strategy=1),
+}
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -115,7 +120,8 @@ def test_another_configuration_is_refused_with_the_difference(finished):
   other = dataclasses.replace(CONFIG, sgpo=dataclasses.replace(CONFIG.sgpo, learning_rate=0.5))
   with pytest.raises(ValueError, match=r"config.sgpo.learning_rate: 0.0\d+ -> 0.5"):
     train.run(other, finished)
-  train.run(dataclasses.replace(CONFIG, log_every=7), finished)  # this one may differ
+  free = dataclasses.replace(CONFIG, log_every=7, eval=dataclasses.replace(CONFIG.eval, batch=2))
+  train.run(free, finished)
 
 
 def test_a_finished_run_is_left_alone(finished, capsys):
@@ -176,6 +182,11 @@ def test_no_permission_is_said(tmp_path):
     ({"bank": dataclasses.replace(CONFIG.bank, file="b.jsonl", capacity=0)}, "b.jsonl' fills the"),
     ({"bank": dataclasses.replace(CONFIG.bank, file="b"), "stages": ("sft",)}, "of a stage 'sgpo'"),
     ({"data": dataclasses.replace(CONFIG.data, chat=True)}, "chat = True is for the tokenizer of"),
+    (BARE, "bank.capacity = 16: with config.room.strategy = 1 there are no strategies"),
+    (
+      BARE | {"stages": ("grpo",), "reward": config_lib.Reward(coherent=True)},
+      "coherent = True: stage 'grpo' would be paid nothing",
+    ),
   ],
 )
 def test_what_cannot_run_leaves_no_folder(tmp_path, change, message):
@@ -250,10 +261,18 @@ def test_solve_answers_from_a_run(finished):
     solve.solve(loading.load(finished), "Tom has 12 cards. " * 40, 1, seed=0)
 
 
+def test_solve_writes_no_strategies_where_a_run_has_none(finished):
+  loaded = loading.load(finished)
+  bare = loaded._replace(config=dataclasses.replace(loaded.config, **BARE))
+  rows = solve.solve(bare, "Tom has 12 cards. Tom loses 5 cards.", 4, seed=0)["rows"]
+  assert {row["strategy"] for row in rows} == {""}
+
+
 def test_evaluation_commands_keep_what_a_run_was_trained_with(finished):
   loaded = sampling.load(finished, {}, "float32")
   data = sampling.data_of(finished, {}, plain=False)
   assert loaded.calculator and data == CONFIG.data
+  assert loaded.strategy_room == CONFIG.eval.strategy
   halves = dataclasses.replace(CONFIG.data, annotated=0.5)
   assert len(evaluate.make_data("word_problems:", halves).classes("annotated")) > 80
   assert len(evaluate.make_data("word_problems:", data).classes("annotated")) < 80

@@ -39,6 +39,7 @@ class Loaded(NamedTuple):
   params: Any
   tokenizer: Tokenizer
   calculator: bool = False  # whether it was trained to let the calculator write behind =
+  strategy_room: int = 64  # tokens of a strategy: as many as the run's own evaluation gave it
 
 
 def _trained(path: str) -> config_lib.Config | None:
@@ -82,16 +83,15 @@ def load(path: str, given: dict[str, Any], dtype: str, plain: bool = False) -> L
     if isinstance(tokenizer, PretrainedTokenizer):
       tokenizer = PretrainedTokenizer(tokenizer.folder, data)
     lm = transformer.make_lm(config.model, tokenizer.vocab_size)
-    return Loaded(lm, state.params, tokenizer, config.sampling.calculator)
+    return Loaded(lm, state.params, tokenizer, config.sampling.calculator, config.eval.strategy)
   model, vocab = hf_config.read_config(path)
   model = dataclasses.replace(model, dtype=dtype)
   tokenizer = PretrainedTokenizer(path, dataclasses.replace(data, vocab_size=vocab))
   lm = transformer.make_lm(model, tokenizer.vocab_size)
   shapes = jax.eval_shape(lm.init, jax.random.key(0))
   wanted = sharding.placed(sharding.make_mesh((-1, 1)), {"params": shapes})["params"]
-  trained = _trained(path)
-  calculator = trained is not None and trained.sampling.calculator
-  return Loaded(lm, hf.load(path, wanted), tokenizer, calculator)
+  more = (c.sampling.calculator, c.eval.strategy) if (c := _trained(path)) else ()
+  return Loaded(lm, hf.load(path, wanted), tokenizer, *more)
 
 
 def sample_plain(

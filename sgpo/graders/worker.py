@@ -7,9 +7,11 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import sys
 
 MEMORY = 4 << 30  # bytes of address space: a tower of powers must not eat the machine's
+ITEM_S = 600  # of one answer: its run kills it long before, unless it has been killed itself
 
 
 def main() -> None:
@@ -26,6 +28,7 @@ def main() -> None:
 
   print(json.dumps("ready"), file=out)
   for line in sys.stdin:
+    signal.alarm(ITEM_S)
     gold, answer = json.loads(line)
     try:
       wanted, found = read(gold), read(answer)
@@ -33,6 +36,7 @@ def main() -> None:
       correct = verify(wanted, found, timeout_seconds=None, raise_on_error=True) if wanted else None
     except (Exception, MemoryError, RecursionError):
       correct = None
+    signal.alarm(0)
     print(json.dumps(correct), file=out)
 
 
