@@ -152,7 +152,7 @@ def open_run(config: config_lib.Config, workdir: str, dataset: Any, tokenizer: T
 
 def stage_method(run: Run, index: int) -> Method:
   """The method of the index-th stage."""
-  return METHODS[run.config.stages[index]](run.config, run.dataset, run.tokenizer, run.mesh)
+  return METHODS[run.config.stages[index]](run.config, run.dataset, run.tokenizer)
 
 
 def first_params(run: Run) -> Any:

@@ -47,7 +47,7 @@ def seconds(jobs: dict[str, runs.Job], rounds: int, start: str) -> dict[str, lis
   made, out = {}, {}
   for name, job in jobs.items():
     chosen = runs.configured(job.config, (*job.options, "--config.critic.steps=0"))
-    method = METHODS[job.stage](chosen, cold.dataset, cold.tokenizer, None)
+    method = METHODS[job.stage](chosen, cold.dataset, cold.tokenizer)
     first = jax.jit(lambda params, init=method.init: init(jax.tree.map(jnp.copy, params)))
     step = jax.jit(method.step, donate_argnums=0)
     made[name] = [first(cold.state.params), next(method.batches(0)), step]

@@ -31,7 +31,7 @@ def start_of(loaded: loading.Loaded) -> loading.Loaded:
   """The run before its first step: its policy, and the bank that it was given."""
   c, start = loaded.config, loaded.state.reference
   state = loaded.state.replace(params=start, bank=policy.empty_bank(c))
-  method = METHODS["sgpo"](c, loaded.dataset, loaded.tokenizer, None)
+  method = METHODS["sgpo"](c, loaded.dataset, loaded.tokenizer)
   return loaded._replace(state=method.prepare(state))
 
 

@@ -67,7 +67,7 @@ def tpus(topology: str, slices: int) -> list:
 
 def abstract_state(config: config_lib.Config) -> tuple:
   """(method, its state as shapes, number of the model's parameters) of the SGPO stage."""
-  method = METHODS["sgpo"](config, None, _Tokens(config.data.vocab_size), None)
+  method = METHODS["sgpo"](config, None, _Tokens(config.data.vocab_size))
   lm = transformer.make_lm(config.model, config.data.vocab_size)
   params = jax.eval_shape(lm.init, jax.random.key(0))
   number = sum(x.size for x in jax.tree.leaves(params))

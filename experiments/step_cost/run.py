@@ -50,7 +50,7 @@ class Variant:
   """A configuration's step with its own state, always on the same batch."""
 
   def __init__(self, config, dataset, tokenizer, params):
-    method = method_lib.make(config, dataset, tokenizer, None)
+    method = method_lib.make(config, dataset, tokenizer)
     self.batch = next(method.batches(0))
     self.state = jax.jit(method.init)(params)
     jitted = jax.jit(method.step, donate_argnums=0)

@@ -78,7 +78,7 @@ def families(w: Workload, c: config_lib.Config, seed: int) -> Families:
 def reinforce(w: Workload, siblings: int) -> Step:
   """An SGPO step on families of 1 + `siblings` problems; without siblings a GRPO step."""
   c = config(w, siblings)
-  method = sgpo.make(c, None, tokenizer(w), None)
+  method = sgpo.make(c, None, tokenizer(w))
   state = jax.jit(lambda: method.init(transformer.make_lm(c.model, w.vocab).init(KEY)))()
   jitted = jax.jit(method.step, donate_argnums=0)
 
@@ -94,7 +94,7 @@ def parts(w: Workload) -> Step:
   """The step of `sgpo` in parts, each compiled alone; `step.seconds` has what each took."""
   c, symbols = config(w, w.siblings), tokenizer(w).symbols
   lm, optimizer = transformer.make_lm(c.model, w.vocab), sgpo.make_optimizer(c)
-  method = sgpo.make(c, None, tokenizer(w), None)
+  method = sgpo.make(c, None, tokenizer(w))
   state = jax.jit(lambda: method.init(lm.init(KEY)))()
   bound = dict(lm=lm, config=c, symbols=symbols)
 

@@ -39,9 +39,9 @@ def outcome_only(config: Config) -> Config:
   )
 
 
-def make(config: Config, dataset, tokenizer, mesh) -> Method:
+def make(config: Config, dataset, tokenizer) -> Method:
   """Binds GRPO to a configuration: batch, optimizer and loss are those of config.sgpo."""
-  inner = sgpo.make(outcome_only(config), dataset, tokenizer, mesh)
+  inner = sgpo.make(outcome_only(config), dataset, tokenizer)
 
   def collect(state, families: Families, key: jax.Array):
     return inner.collect(state, flatten(families), key)

@@ -24,16 +24,14 @@ def advance(
   return state.replace(step=state.step + 1), metrics
 
 
-def make(
-  learn: Callable, judges: tuple[str, ...], config: Config, dataset, tokenizer, mesh
-) -> Method:
+def make(learn: Callable, judges: tuple[str, ...], config: Config, dataset, tokenizer) -> Method:
   """GRPO with another second half: batch and policy's optimizer are those of config.sgpo.
 
   Args:
     learn: (state, collected, grades, *, lm, optimizer, judge, config, symbols) -> (state, metrics).
     judges: names in `TrainState.critic`; each starts from the stage's parameters.
   """
-  base = grpo.make(config, dataset, tokenizer, mesh)
+  base = grpo.make(config, dataset, tokenizer)
   judge = critics.make_optimizer(config)
 
   def init(params) -> TrainState:

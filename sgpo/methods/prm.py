@@ -182,6 +182,6 @@ def learn(
   return judged.advance(state, collected, r, teach, improve, config)
 
 
-def make(config: Config, dataset, tokenizer, mesh) -> Method:
+def make(config: Config, dataset, tokenizer) -> Method:
   """Binds RL from process rewards to a configuration."""
-  return judged.make(learn, ("process",), config, dataset, tokenizer, mesh)
+  return judged.make(learn, ("process",), config, dataset, tokenizer)

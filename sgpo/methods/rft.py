@@ -66,9 +66,9 @@ def learn(
   return state.replace(step=state.step + 1), metrics
 
 
-def make(config: Config, dataset, tokenizer, mesh) -> Method:
+def make(config: Config, dataset, tokenizer) -> Method:
   """Binds expert iteration to a configuration: batch and optimizer are those of config.sgpo."""
-  base = grpo.make(config, dataset, tokenizer, mesh)
+  base = grpo.make(config, dataset, tokenizer)
   half = partial(
     learn, lm=transformer.make_lm(config.model, tokenizer.vocab_size),
     optimizer=sgpo.make_optimizer(config), config=grpo.outcome_only(config),

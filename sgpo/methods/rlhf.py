@@ -197,9 +197,9 @@ def learn(
   return judged.advance(state, collected, r, teach, improve, config)
 
 
-def make(config: Config, dataset, tokenizer, mesh) -> Method:
+def make(config: Config, dataset, tokenizer) -> Method:
   """Binds RLHF to a configuration."""
-  method = judged.make(learn, ("reward", "value"), config, dataset, tokenizer, mesh)
+  method = judged.make(learn, ("reward", "value"), config, dataset, tokenizer)
 
   def init(params) -> TrainState:  # whatever config.sgpo.kl: divergence is part of the reward
     return method.init(params).replace(reference=updates.frozen(params, config, read=True))

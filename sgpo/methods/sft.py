@@ -79,7 +79,7 @@ def initial_state(params, optimizer: optax.GradientTransformation, config: Confi
   )  # fmt: skip
 
 
-def make_more(config: Config, dataset, tokenizer, mesh) -> Method:
+def make_more(config: Config, dataset, tokenizer) -> Method:
   """More supervised steps from a cold start, as many and as large as those of config.sgpo.
 
   A batch has as many worked examples as an SGPO step has executions, at its learning rate.
@@ -90,12 +90,11 @@ def make_more(config: Config, dataset, tokenizer, mesh) -> Method:
     config.sft, steps=s.steps, batch=size, learning_rate=s.learning_rate, warmup=s.warmup,
     microbatches=s.microbatches,
   )  # fmt: skip
-  return make(dataclasses.replace(config, sft=more), dataset, tokenizer, mesh)
+  return make(dataclasses.replace(config, sft=more), dataset, tokenizer)
 
 
-def make(config: Config, dataset, tokenizer, mesh) -> Method:
+def make(config: Config, dataset, tokenizer) -> Method:
   """Binds the cold start to a configuration."""
-  del mesh
   c = config.sft
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
   optimizer = optax.chain(

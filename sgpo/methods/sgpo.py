@@ -44,9 +44,8 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   )
 
 
-def make(config: Config, dataset, tokenizer, mesh) -> Method:
+def make(config: Config, dataset, tokenizer) -> Method:
   """Binds SGPO to a configuration."""
-  del mesh
   c = config.sgpo
   lm = transformer.make_lm(config.model, tokenizer.vocab_size)
   optimizer = make_optimizer(config)

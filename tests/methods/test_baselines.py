@@ -68,7 +68,7 @@ def test_a_copy_of_the_start_is_kept_where_a_step_reads_it(name, changes, kept, 
   values.update_from_flattened_dict({"bank.capacity": 8} | changes)
   changed = config_lib.read(values)
   tokenizer = SimpleNamespace(vocab_size=V, symbols=symbols)
-  method = registry.METHODS[name](changed, None, tokenizer, None)
+  method = registry.METHODS[name](changed, None, tokenizer)
   params = policy.init_params(changed, V, jax.random.key(0))
   state = jax.jit(method.init)(params)
   assert bool(jax.tree.leaves(state.reference)) is kept
@@ -119,6 +119,6 @@ def test_more_supervised_steps_are_as_many_and_as_large():
   )
   dataset = make_dataset(config.data)
   tokenizer = Tokenizer.train(dataset.texts(), config.data.vocab_size)
-  method = sft.make_more(config, dataset, tokenizer, None)
+  method = sft.make_more(config, dataset, tokenizer)
   assert method.steps == 7
   assert next(method.batches(0)).prompt_BT.shape == (2 * 2 * 3, 96)
