@@ -241,6 +241,9 @@ def share(*parts: object) -> float:
   return int.from_bytes(digest[:8], "big") / 2**64
 
 
+PARTS = {"id": "annotated", "practice": "practice", "cls": "held_out"}  # of classes, by split
+
+
 def part_of(plan: str, annotated: float, practice: float) -> str:
   """Whether a class is "annotated", "practice" or "held_out": by a stable hash of its plan.
 

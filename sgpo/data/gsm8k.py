@@ -142,14 +142,14 @@ class GSM8K:
       ValueError: an unknown split, or no class with that many members.
     """
     rng = random.Random(f"family/{split}/{index}")
-    parts = {"cls": ["held_out"], "id": ["annotated"], "practice": ["practice"]}
-    if split not in (*parts, "train"):
-      raise ValueError(f"unknown split {split!r}.{config_lib.suggest(split, [*parts, 'train'])}")
+    known = [*classes.PARTS, "train"]
+    if split not in known:
+      raise ValueError(f"unknown split {split!r}.{config_lib.suggest(split, known)}")
     drawn = "practice" if rng.random() < self.data.practice_families else "annotated"
     large = lambda names: [
       plan for name in names for plan in self._parts[name] if len(self.by_plan[plan]) >= size
     ]
-    plans = large(parts.get(split, [drawn]))
+    plans = large([classes.PARTS.get(split, drawn)])
     if not plans and split == "train":  # the other part; held-out classes never stand in
       plans = large(["annotated", "practice"])
     if not plans:

@@ -136,15 +136,15 @@ class MATH:
     Raises:
       ValueError: an unknown split, or no class with that many members.
     """
-    parts = {"train": ("annotated", "practice"), "id": ("annotated",), "practice": ("practice",),
-             "cls": ("held_out",)}  # fmt: skip
-    if split not in parts:
-      raise ValueError(f"unknown split {split!r}.{config_lib.suggest(split, [*parts])}")
+    known = [*classes.PARTS, "train"]
+    if split not in known:
+      raise ValueError(f"unknown split {split!r}.{config_lib.suggest(split, known)}")
     self._training()
+    parts = ("annotated", "practice") if split == "train" else (classes.PARTS[split],)
     part = lambda key: classes.part_of(key, self.data.annotated, self.data.practice)
     large = [
       key for key in sorted(self.groups)
-      if len(self.groups[key]) >= size and part(key) in parts[split]
+      if len(self.groups[key]) >= size and part(key) in parts
     ]  # fmt: skip
     if not large:
       raise ValueError(

@@ -5,11 +5,10 @@ import random
 from collections.abc import Callable, Iterable
 
 from sgpo.config import Data
-from sgpo.data import strategies
+from sgpo.data import classes, strategies
 from sgpo.types import Problem
 
 ENDLESS = 10**9  # problems that a split can give
-PARTS = {"id": "annotated", "practice": "practice", "cls": "held_out"}  # of classes, by split
 
 
 def check_parts(parts: dict[str, list[str]], data: Data) -> None:
@@ -33,7 +32,7 @@ def drawn_part(split: str, rng: random.Random, data: Data) -> str:
   """The part from which a family of a split has its class; of "train", one of two at random."""
   if split == "train":
     return "practice" if rng.random() < data.practice_families else "annotated"
-  return PARTS[split]
+  return classes.PARTS[split]
 
 
 def family(

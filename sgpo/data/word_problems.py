@@ -233,15 +233,15 @@ class WordProblems:
     if split in unusual:
       alone = all(value == (name == split) for name, value in unusual.items())
       return alone and (known or split == "len")
-    return part == procedural.PARTS[split] and not any(unusual.values())
+    return part == classes.PARTS[split] and not any(unusual.values())
 
   def _chain(self, split: str, rng: random.Random, plan: str | None) -> Chain:
     pools = {"len": self._len, "comp": self._comp, "cross": self._cross}
     if split in pools:
       return rng.choice(pools[split])
     if plan is None:
-      parts = {"id": ["annotated"], "practice": ["practice"], "cls": ["held_out"]}
-      plan = rng.choice(self._classes[rng.choice(parts.get(split, ["annotated", "practice"]))])
+      part = classes.PARTS.get(split)
+      plan = rng.choice(self._classes[rng.choice([part] if part else ["annotated", "practice"])])
     known = self._by_plan[plan]
     mixed = known["mixed"] and (not known["pure"] or rng.random() < MIXED)
     return rng.choice(known["mixed" if mixed else "pure"])
