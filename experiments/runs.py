@@ -85,29 +85,31 @@ def bits(split: dict) -> np.ndarray:
   return np.array([int(c) for c in text])
 
 
-def classes(record: dict, split: str) -> list[int]:
-  """The class of each problem of a split, as a number: what the record's `correct` is about.
+def classes(record: dict, splits: tuple[str, ...]) -> list[list[int]]:
+  """The class of each problem of some splits, numbered as one: what `correct` is about.
 
   Raises:
     ValueError: the run left problems out, and which is not known.
   """
   config = configured(record["config"], record["options"])
-  n, e = record["splits"][split]["n"], config.eval
-  if n != e.problems:
-    raise ValueError(
-      f"{record['name']} of seed {record['seed']} has {n} of {e.problems} problems of {split}: "
-      "raise config.eval.prompt so that all fit, or ask for as many as the split has"
-    )
-  return _classes(config.data, split, e.first, n)
+  e = config.eval
+  for split in splits:
+    if (n := record["splits"][split]["n"]) != e.problems:
+      raise ValueError(
+        f"{record['name']} of seed {record['seed']} has {n} of {e.problems} problems of {split}: "
+        "raise config.eval.prompt so that all fit, or ask for as many as the split has"
+      )
+  return _classes(config.data, splits, e.first, e.problems)
 
 
 _dataset = functools.cache(make_dataset)  # one for all splits
 
 
 @functools.cache
-def _classes(data: config_lib.Data, split: str, first: int, n: int) -> list[int]:
-  plans = [_dataset(data).problem(split, i).plan for i in range(first, first + n)]
-  return statistics.class_numbers(plans)
+def _classes(data: config_lib.Data, splits: tuple[str, ...], first: int, n: int):
+  problem = _dataset(data).problem
+  plans = [[problem(split, i).plan for i in range(first, first + n)] for split in splits]
+  return statistics.numbered(plans)
 
 
 def record(job: Job, workdir: str) -> dict:
@@ -257,7 +259,8 @@ def results(
 
 def configured(path: str, options: Sequence[str]) -> config_lib.Config:
   """The configuration of a file under options of `launch.py`, `--config.sgpo.steps=50`."""
-  config = runpy.run_path(path)["get_config"]()
+  path, *argument = path.split(":", 1)
+  config = runpy.run_path(path)["get_config"](*argument)
   for option in options:
     name, _, value = option.removeprefix("--config.").partition("=")
     *sections, key = name.split(".")

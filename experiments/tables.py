@@ -21,7 +21,7 @@ MEASURES = {  # heads for which a run gives one number: how to read it off its r
   "right plans": lambda r: float(np.mean([r["splits"][s]["plan"] for s in COLUMNS["structure"]])),
   "transfer score": lambda r: r["sts"],
 }
-# What a comparison tells of each method, and on which splits.
+# What a comparison tells of each method, and on which splits; see `told`.
 HEADS = COLUMNS | {"right plans": COLUMNS["structure"], "transfer score": ("cls",)}
 FEW = 5  # runs, below which single values are shown instead of an interval over them
 CHANCE = 0.1  # what answers without working, or without reading, may reach
@@ -43,15 +43,12 @@ def resampled(
 ) -> np.ndarray:
   """Means over splits and problems of R runs drawn of R, [resamples, R].
 
-  The bootstrap resamples runs, and within each split classes with all of their problems, the same
-  for all runs, since these are evaluated on the same ones. With fewer than five runs it is too
-  narrow: of few values a resample seldom leaves the hull.
+  The bootstrap resamples runs, and classes with all of their problems in all splits, the same for
+  all runs, since these are evaluated on the same ones. With fewer than five runs it is too narrow:
+  of few values a resample seldom leaves the hull.
   """
-  R, S, _ = values_RSN.shape
-  rng = np.random.default_rng(0)
-  means_BR = np.zeros((resamples, R))
-  for values_RN, classes_N in zip(values_RSN.swapaxes(0, 1), classes_SN, strict=True):
-    means_BR += statistics.class_means(values_RN, classes_N, resamples, rng) / S
+  R, rng = len(values_RSN), np.random.default_rng(0)
+  means_BR = statistics.class_means([*values_RSN.swapaxes(0, 1)], classes_SN, resamples, rng)
   return np.take_along_axis(means_BR, rng.integers(0, R, (resamples, R)), 1)
 
 
@@ -65,10 +62,27 @@ def interval(
   return statistics.percentiles(statistics.interquartile_mean(values_RSN.mean((1, 2))), draws)
 
 
+def told(records: list[dict], head: str) -> bool:
+  """Whether one of HEADS means anything of these runs.
+
+  Without room for strategies none is right and none transfers; there is no code of a class that
+  has not been annotated.
+  """
+  config = runs.configured(records[0]["config"], records[0]["options"])
+  if head in COLUMNS or config.room.strategy == 1:
+    return head in COLUMNS
+  return head != "right plans" or config.data.strategies != "code"
+
+
 def single(records: list[dict], head: str) -> np.ndarray:
-  """One of HEADS, one number a run: [runs]. Right plans are those of the structure splits."""
+  """One of HEADS, one number a run: [runs]; nan where it is not `told`.
+
+  Right plans are those of the structure splits.
+  """
   if head in COLUMNS:
     return scores(records, COLUMNS[head])
+  if not told(records, head):
+    return np.full(len(records), np.nan)
   return np.array([MEASURES[head](r) for r in records])
 
 
@@ -87,7 +101,7 @@ def _over_seeds(values_R: np.ndarray) -> dict:
 def over(records: list[dict], splits: tuple[str, ...], other: list[dict] | None = None) -> dict:
   """Mean and interval of accuracy over some splits; with `other`, of paired differences to it."""
   values = correct(records, splits)
-  classes = [runs.classes(records[0], split) for split in splits]
+  classes = runs.classes(records[0], splits)
   return interval(values if other is None else values - correct(other, splits), classes)
 
 
@@ -103,7 +117,12 @@ def summary(records: list[dict], head: str, other: list[dict] | None = None) -> 
 
 
 def cell(i: dict) -> str:
-  """0.81 [0.78, 0.85]; 0.81 (0.78, 0.85) with single runs; 0.81 where there is but one number."""
+  """0.81 [0.78, 0.85]; 0.81 (0.78, 0.85) with single runs; 0.81 where there is but one number.
+
+  Empty where it is not `told`.
+  """
+  if np.isnan(i["mean"]):
+    return ""
   if i["low"] == i["high"]:
     return f"{i['mean']:.3f}"
   if "values" in i:
@@ -170,7 +189,8 @@ def splits_table(results: Results) -> str:
     cells = []
     for s in splits:
       plan = mean(records, lambda r, s=s: r["splits"][s]["plan"])
-      cells.append(f"{scores(records, (s,)).mean():.3f} ({plan:.2f})")
+      right = f" ({plan:.2f})" if told(records, "right plans") else ""
+      cells.append(f"{scores(records, (s,)).mean():.3f}{right}")
     body.append([name, *cells])
   return rows(["method", *splits], body)
 
@@ -207,8 +227,9 @@ def differences(results: Results, reference: str, others: list[str]) -> str:
 
 
 def best(results: Results, names: list[str], head: str) -> str:
-  """The name with the highest interquartile mean of one of HEADS."""
-  return max(names, key=lambda name: summary(results[name], head)["mean"])
+  """The name with the highest interquartile mean of one of HEADS, of those that it is `told` of."""
+  names = [name for name in names if told(results[name], head)]
+  return max(names, key=lambda name: summary(results[name], head)["mean"], default="none")
 
 
 def picture(results: Results, path: str, marked: tuple[str, ...] = ("sgpo",)) -> None:

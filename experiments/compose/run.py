@@ -181,8 +181,8 @@ def markdown(found: list[dict], means: dict, command: str) -> str:
   commits = ", ".join(sorted({run["git"] for run in found}))
   out = [
     f"Made by `{command}` from {len(found)} run(s) at {commits}: at least {min(sizes)} problems a "
-    "split and run, greedy. Means over the runs; 95% intervals of a bootstrap over the classes of "
-    "each, with all of their problems, which says nothing of how runs differ. Differences are "
+    "split and run, greedy. Means over the runs; 95% intervals of a bootstrap over classes, with "
+    "all of their problems in all runs, which says nothing of how runs differ. Differences are "
     "paired, problem by problem.\n"
   ]
   head = ["hints of", "entries", "problems with hints", "accuracy", "difference to no bank",

@@ -69,6 +69,9 @@ def answered(
   """What every run answers on every split, a row each, from OUT/answers.jsonl or made now.
 
   A row of the file belongs to a run, to its commit, and to what was asked: votes or strategies.
+
+  Raises:
+    ValueError: a run that is answered now is not the one of its record.
   """
   _, _, count, group, votes = PRESETS[args.preset]
   known = runs.Records(os.path.join(args.out, "answers.jsonl"), ("run", "git", "split", "asked"))
@@ -86,13 +89,29 @@ def answered(
         ]  # fmt: skip
         for row, what in zip(rows, asked, strict=True):
           if known.find(row) is None:
-            loaded = loaded or loading.load(runs.made(job, args.runs))
+            loaded = loaded or of_record(job, record, args.runs)
             known.add(row | decode.measure(loaded, split, count, **what))
         whole = joined([known.find(row) for row in rows]) | {"policy": name}
         right = {way: f"{np.mean(marks):.3f}" for way, marks in whole["correct"].items()}
         print(f"{name} seed {job.seed} {split}: {right} of {whole['n']}", flush=True)
         out.append(whole)
   return out
+
+
+def of_record(job: runs.Job, record: dict, folder: str) -> loading.Loaded:
+  """The run that a record tells of, made again where it is gone.
+
+  Raises:
+    ValueError: the folder holds it as another commit made it.
+  """
+  workdir = runs.made(job, folder)
+  git = files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown"
+  if git[:7] != record["git"]:
+    raise ValueError(
+      f"{workdir} was made at commit {git[:7]}, its record in records.jsonl is of {record['git']}: "
+      f"delete that record, or make the run at {record['git']}"
+    )
+  return loading.load(workdir)
 
 
 def joined(rows: list[dict]) -> dict:

@@ -108,6 +108,15 @@ def recorded(jobs: dict[str, list[runs.Job]], path: str) -> tables.Results:
   return found
 
 
+def command(args: argparse.Namespace, module: str, more: Iterable[str] = ()) -> str:
+  """The command that makes a table."""
+  flags = [f"--preset={args.preset}", f"--seeds={','.join(map(str, args.seeds))}"]
+  flags += [f"--methods={args.methods}"] if args.methods else []
+  flags += [f"--examples={args.examples}"] if args.examples else []
+  flags += [f"--annotated={args.annotated:g}"] if args.annotated else []
+  return f"python -m experiments.{module} {' '.join([*flags, *more])}"
+
+
 def header(
   args: argparse.Namespace, found: tables.Results, module: str, more: Iterable[str] = ()
 ) -> str:
@@ -119,13 +128,8 @@ def header(
   commits = ", ".join(f"{commit} ({', '.join(made[commit])})" for commit in sorted(made))
   seconds = sum(r["seconds"] for records in found.values() for r in records)
   n = next(iter(found.values()))[0]["splits"]["id"]["n"]
-  flags = [f"--preset={args.preset}", f"--seeds={','.join(map(str, args.seeds))}"]
-  flags += [f"--methods={args.methods}"] if args.methods else []
-  flags += [f"--examples={args.examples}"] if args.examples else []
-  flags += [f"--annotated={args.annotated:g}"] if args.annotated else []
-  flags += more
   return (
-    f"Made by `python -m experiments.{module}.run {' '.join(flags)}` on {args.config}, "
+    f"Made by `{command(args, f'{module}.run', more)}` on {args.config}, "
     f"from runs at {commits}. {len(args.seeds)} seeds, {n} problems a split, greedy, without "
     "hints. Interquartile means over the seeds of a column's mean over its splits; 95% intervals "
     "of a bootstrap over seeds, and over classes with all of their problems, too narrow with fewer "
@@ -179,7 +183,7 @@ def finish(
   with files.replacing(os.path.join(args.out, "result.md")) as file:
     file.write(text)
   summary = {
-    name: {head: tables.summary(records, head) for head in tables.HEADS}
+    name: {h: tables.summary(records, h) for h in tables.HEADS if tables.told(records, h)}
     for name, records in found.items()
   }
   files.write_json(os.path.join(args.out, "result.json"), summary | more)

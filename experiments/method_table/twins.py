@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import runs, tables
 from experiments.method_table import methods
-from experiments.method_table.run import jobs_of, parser, recorded, settled
+from experiments.method_table.run import command, jobs_of, parser, recorded, settled
 from sgpo import files
 from sgpo.data import classes, make_dataset
 
@@ -33,7 +33,7 @@ def markdown(args: argparse.Namespace, found: tables.Results) -> str:
   held_out = dataset.classes("held_out")
   plans = [dataset.problem(SPLIT, e.first + i).plan for i in range(first["splits"][SPLIT]["n"])]
   twin_N = np.array([classes.formula(plan) in trained for plan in plans])
-  of_class = np.array(runs.classes(first, SPLIT))
+  of_class = np.array(runs.classes(first, (SPLIT,))[0])
 
   def cell(name: str, where_N: np.ndarray, other: str = "") -> str:
     values = tables.correct(found[name], (SPLIT,))
@@ -45,7 +45,7 @@ def markdown(args: argparse.Namespace, found: tables.Results) -> str:
   body += [[f"{a} - {b}", cell(a, twin_N, b), cell(a, ~twin_N, b)] for a, b in PAIRS]
   number = sum(classes.formula(plan) in trained for plan in held_out)
   return (
-    "Made by `python -m experiments.method_table.twins` from the table's records. "
+    f"Made by `{command(args, 'method_table.twins')}` from the table's records. "
     f"{number} of {len(held_out)} held-out classes have a twin that is trained, and with them "
     f"{twin_N.sum()} of {len(plans)} problems of `{SPLIT}`. Interquartile means over "
     f"{len(args.seeds)} seeds, 95% intervals over seeds and classes.\n\n"

@@ -130,7 +130,7 @@ def main() -> int:
   command = f"python -m experiments.method_table.verifiers --seeds={seeds} --methods={args.methods}"
   text = (
     f"Made by `{command}`: N = {args.samples}, {args.problems} problems a split, sampled at "
-    "temperature 1; 95% intervals of a bootstrap over the classes of each seed.\n\n"
+    "temperature 1; means over seeds, 95% intervals of a bootstrap over classes.\n\n"
     + tables.rows(head, body)
   )
   print(text)

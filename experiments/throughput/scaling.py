@@ -75,9 +75,9 @@ def picture(points: dict[str, list[tuple[int, float, float]]], path: str) -> Non
     figure.savefig(path, metadata={"Date": None})
 
 
-def table(points: dict[str, list[tuple[int, float, float]]]) -> str:
+def table(points: dict[str, list[tuple[int, float, float]]], steps: int) -> str:
   """Markdown, a row a size."""
-  command = "python -m experiments.throughput.scaling --out=experiments/throughput"
+  command = f"python -m experiments.throughput.scaling --steps={steps}"
   out = [f"Made by `{command}`: medians of SGPO steps on W1 with K = 3, one size changed.", ""]
   out += ["| size | value | seconds | in proportion to FLOPs |", "|---|---|---|---|"]
   for name, rows in points.items():
@@ -105,7 +105,7 @@ def main() -> None:
       sizes = replace(BASE, **change)
       points[name].append((x, seconds[sizes], scale * sizes.flops["sgpo"]))
   with files.replacing(os.path.join(args.out, "scaling.md")) as file:
-    file.write(table(points))
+    file.write(table(points, args.steps))
   picture(points, os.path.join(args.out, "scaling.svg"))
 
 

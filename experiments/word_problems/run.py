@@ -18,7 +18,6 @@ from experiments.tables import cell
 from sgpo import files, report
 from sgpo.report import charts
 
-COMMAND = "python -m experiments.word_problems.run --seeds={seeds}"
 PROBLEMS = 1024  # a split: twice the demo's, for narrower intervals
 
 
@@ -123,7 +122,9 @@ def main() -> int:
     results[seed] = tuple(
       files.read_json(os.path.join(workdir, "eval", f"{stage}.json")) for stage in ("sft", "sgpo")
     )
-  text = markdown(results, commits, COMMAND.format(seeds=",".join(map(str, args.seeds))))
+  command = f"python -m experiments.word_problems.run --seeds={','.join(map(str, args.seeds))}"
+  command += f" --config={args.config}" if args.config != parser.get_default("config") else ""
+  text = markdown(results, commits, command)
   print(text)
   if args.out:
     with files.replacing(os.path.join(args.out, "result.md")) as file:

@@ -29,16 +29,19 @@ def marks(correct: np.ndarray) -> str:
 
 
 def split_report(
-  problems: list[Problem], out: dict, guided: dict | None, solver: Solver, plans: bool = True
-) -> dict:
-  """Accuracy, plan accuracy where classes are `plans`, and failures of one split."""
+  problems: list[Problem], classes: list[int], out: dict, guided: dict | None, solver: Solver,
+  plans: bool = True,
+) -> dict:  # fmt: skip
+  """Accuracy, plan accuracy where classes are `plans`, and failures of one split.
+
+  `classes`: of the problems, with the numbers that they have in other splits.
+  """
   texts = written(out["strategy"], solver)
   wanted = [strategies.render(p.plan, solver.config.data) for p in problems]
   right = [
     float(text == own) if plans and p.plan else np.nan
     for text, own, p in zip(texts, wanted, problems, strict=True)
   ]
-  classes = statistics.class_numbers([p.plan for p in problems])
   return {
     "n": len(problems),
     "pass_at_1": statistics.graded_mean(out["correct"], classes),
@@ -149,20 +152,22 @@ def evaluate(
 
 def _evaluate(solver: Solver, dataset, log: Callable[[str], None]) -> tuple[dict, list[dict]]:
   config, tokenizer, began = solver.config, solver.tokenizer, time.perf_counter()
-  splits, rows = {}, []
+  splits, rows, asked, chosen = {}, [], {}, {}
   for split in dataset.splits:
-    start = config.eval.first
-    count = min(config.eval.problems, dataset.size(split) - start)
-    problems = [dataset.problem(split, i) for i in range(start, start + count)]
-    problems = pipeline.fitting(problems, tokenizer, solver.room)
-    if not problems:
+    first, end = config.eval.first, config.eval.first + config.eval.problems
+    wanted = range(first, min(end, dataset.size(split)))
+    problems = [dataset.problem(split, i) for i in wanted]
+    asked[split], chosen[split] = len(wanted), pipeline.fitting(problems, tokenizer, solver.room)
+    if not chosen[split]:
       raise pipeline.no_room(split, config)
+  numbers = statistics.numbered([[p.plan for p in problems] for problems in chosen.values()])
+  for (split, problems), classes in zip(chosen.items(), numbers, strict=True):
     out = solve_problems(problems, solver, dataset.domains, guided=False)
     guided = None
     if solver.has_bank:
       guided = solve_problems(problems, solver, dataset.domains, guided=True)
-    splits[split] = split_report(problems, out, guided, solver, dataset.plans)
-    splits[split]["dropped"] = dropped = count - len(problems)
+    splits[split] = split_report(problems, classes, out, guided, solver, dataset.plans)
+    splits[split]["dropped"] = dropped = asked[split] - len(problems)
     rows += failed_rows(split, problems, out, solver, dataset.plans)
     left_out = f", {dropped} too long and left out" if dropped else ""
     log(f"eval {split}: {splits[split]['pass_at_1']['mean']:.3f} of {len(problems)}{left_out}")

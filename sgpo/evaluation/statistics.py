@@ -6,6 +6,7 @@ Hinkley, Bootstrap Methods and their Application, 1997, 3.8). Resampling problem
 gave intervals half as wide on procedural splits of some 60 classes.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,15 +42,35 @@ def class_numbers(names: Sequence[str]) -> list[int]:
   return [known.setdefault(name or i, len(known)) for i, name in enumerate(names)]
 
 
+def numbered(groups: Sequence[Sequence[str]]) -> list[list[int]]:
+  """`class_numbers` of several groups of problems: a class has one number in all of them."""
+  numbers = iter(class_numbers([name for group in groups for name in group]))
+  return [list(itertools.islice(numbers, len(group))) for group in groups]
+
+
 def class_means(
-  values_RN: np.ndarray, classes_N: Sequence[int], resamples: int, rng: np.random.Generator
-) -> np.ndarray:
-  """Means [resamples, R] of R rows of values over resampled classes, the same for all rows."""
-  _, class_N = np.unique(classes_N, return_inverse=True)
-  C = class_N.max() + 1
+  groups: Sequence[np.ndarray], classes: Sequence[Sequence[int | str]], resamples: int,
+  rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
+  """Means over groups of the means of their values, over resampled classes: [resamples, R].
+
+  A class is drawn, or not, with all of its problems in all groups. A draw without any class of a
+  group is a mean over the others.
+
+  Args:
+    groups: R rows of values each, [R, N_g].
+    classes: of the values of each group; equal ones are one class, in whatever group.
+  """
+  known, class_N = np.unique(np.concatenate([*map(np.asarray, classes)]), return_inverse=True)
+  C, ends = len(known), np.cumsum([len(c) for c in classes])[:-1]
   count_BC = rng.multinomial(C, np.full(C, 1 / C), resamples)
-  sums_CR = np.stack([np.bincount(class_N, row, C) for row in values_RN], 1)
-  return count_BC @ sums_CR / (count_BC @ np.bincount(class_N))[:, None]
+  total_BR, present_B = 0.0, 0
+  for values_RN, own_N in zip(groups, np.split(class_N, ends), strict=True):
+    sums_CR = np.stack([np.bincount(own_N, row, C) for row in values_RN], 1)
+    size_B = count_BC @ np.bincount(own_N, minlength=C)
+    total_BR += count_BC @ sums_CR / np.maximum(size_B, 1)[:, None]
+    present_B += size_B > 0
+  return total_BR / present_B[:, None]
 
 
 def _resampled_means(
@@ -60,7 +81,7 @@ def _resampled_means(
   if classes_N is not None and len(classes_N) != N:
     raise ValueError(f"each of {N} values needs a class, got {len(classes_N)}")
   if classes_N is not None and len(set(classes_N)) < N:
-    return class_means(values_N[None], classes_N, resamples, rng)[:, 0]
+    return class_means([values_N[None]], [classes_N], resamples, rng)[:, 0]
   distinct, counts = np.unique(values_N, return_counts=True)
   if len(distinct) <= FEW:  # the same distribution, at a cost that does not grow with N
     return rng.multinomial(N, counts / N, resamples) @ distinct / N
@@ -110,18 +131,24 @@ def mean_of_groups(
   """The mean of the groups' means; the bootstrap resamples within each group.
 
   Args:
-    classes: of the values of each group.
+    classes: of the values of each group; equal ones are one class, in whatever group. Then classes
+      are resampled with all of their problems: groups that share them are not independent.
 
   Raises:
-    ValueError: no groups, or one without values.
+    ValueError: no groups, one without values, or classes of other problems.
   """
   if not len(groups):
     raise ValueError("a mean of groups needs at least one group, got none")
   rng = np.random.default_rng(seed)
   groups = [_values(g) for g in groups]
-  of_group = classes or [None] * len(groups)
-  draws = [_resampled_means(g, c, resamples, rng) for g, c in zip(groups, of_group, strict=True)]
-  return percentiles(float(np.mean([g.mean() for g in groups])), np.mean(draws, 0), confidence)
+  if classes is None:
+    draws = np.mean([_resampled_means(g, None, resamples, rng) for g in groups], 0)
+  else:
+    sizes, given = [len(g) for g in groups], [len(c) for c in classes]
+    if sizes != given:
+      raise ValueError(f"each of {sizes} values needs a class, got {given}")
+    draws = class_means([g[None] for g in groups], classes, resamples, rng)[:, 0]
+  return percentiles(float(np.mean([g.mean() for g in groups])), draws, confidence)
 
 
 def interquartile_mean(values: np.ndarray) -> float:

@@ -150,11 +150,14 @@ def split_difference(
 def _over_groups(groups: list[tuple]) -> dict | None:
   """The mean over splits of (values, classes), without those that have none."""
   known = [group for group in groups if len(group[0])]
-  return statistics.mean_of_groups(*zip(*known, strict=True)) if known else None
+  if not known:
+    return None
+  values, classes = zip(*known, strict=True)
+  return statistics.mean_of_groups(values, None if None in classes else classes)
 
 
 def ood_mean(evaluation: dict, key: str = "correct") -> dict | None:
-  """The mean accuracy of the out-of-distribution splits, bootstrapped within each split."""
+  """The mean accuracy of the out-of-distribution splits, bootstrapped over their classes."""
   splits = [s for name, s in evaluation["splits"].items() if name in OOD and s.get(key)]
   return _over_groups([statistics.graded(_bits(s, key), s.get("classes")) for s in splits])
 

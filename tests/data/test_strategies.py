@@ -134,13 +134,13 @@ def test_plans_are_right_where_the_style_is_the_classs(data, config, tokenizer):
   texts = [strategies.render(p.plan, config.data) for p in problems]
   texts[3] = strategies.render(next(p for p in data.classes("held_out")), config.data)
   ids = [tokenizer.encode_strategy(text) for text in texts]
-  yes, no = np.ones(4), np.zeros(4, bool)
+  yes, no, classes = np.ones(4), np.zeros(4, bool), [0, 1, 2, 3]
   out = {"strategy": pipeline.pad(ids, 80, 0), "correct": yes, "truncated": no, "parsed": ~no}
-  assert evaluate.split_report(problems, out, None, Given())["plan"]["mean"] == 0.75
+  assert evaluate.split_report(problems, classes, out, None, Given())["plan"]["mean"] == 0.75
   problems[0] = dataclasses.replace(problems[0], plan="")  # as GSM8K has some: not counted
-  unknown = evaluate.split_report(problems, out, None, Given(), plans=False)["plan"]
+  unknown = evaluate.split_report(problems, classes, out, None, Given(), plans=False)["plan"]
   assert np.isnan(unknown["mean"])  # classes of MATH are no plans
-  plan = evaluate.split_report(problems, out, None, Given())["plan"]
+  plan = evaluate.split_report(problems, classes, out, None, Given())["plan"]
   assert plan["mean"] == pytest.approx(2 / 3)
 
 

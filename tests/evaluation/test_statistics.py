@@ -52,7 +52,7 @@ def test_classes_are_resampled_whole():
 def test_class_means_against_a_loop():
   rng = np.random.default_rng(8)
   values, classes = rng.random((3, 20)), rng.integers(0, 6, 20)
-  got = statistics.class_means(values, classes, 50, np.random.default_rng(9))
+  got = statistics.class_means([values], [classes], 50, np.random.default_rng(9))
   known = np.unique(classes)
   counts = np.random.default_rng(9).multinomial(len(known), [1 / len(known)] * len(known), 50)
   for draw, means in zip(counts, got, strict=True):
@@ -60,6 +60,22 @@ def test_class_means_against_a_loop():
       i for c, k in zip(known, draw, strict=True) for i in np.flatnonzero(classes == c).repeat(k)
     ]
     np.testing.assert_allclose(means, values[:, rows].mean(1))
+
+
+def test_classes_are_drawn_with_their_problems_in_all_groups():
+  rng = np.random.default_rng(10)
+  classes = np.repeat(np.arange(30), 4)
+  right = (rng.random(30)[classes] > 0.5).astype(float)
+  once = statistics.bootstrap_interval(right, classes)
+  twice = statistics.mean_of_groups([right, right], [classes, classes])
+  assert twice == pytest.approx(once)  # the same classes again are no new evidence
+  apart = statistics.mean_of_groups([right, right], [classes, classes + 30])
+  width = lambda i: i["high"] - i["low"]
+  np.testing.assert_allclose(width(apart), width(once) / 2**0.5, rtol=0.1)
+  part = statistics.mean_of_groups([right, right[:4]], [classes, classes[:4]])  # a rare class
+  assert part["mean"] == (right.mean() + right[0]) / 2
+  assert 0 <= part["low"] < part["high"] <= 1
+  assert statistics.numbered([["b", ""], ["a", "b", ""]]) == [[0, 1], [2, 0, 3]]
 
 
 def test_classes_of_their_own_change_nothing():
@@ -144,6 +160,7 @@ def test_stratified_iqm_never_mixes_tasks():
     (lambda: statistics.bootstrap_interval([1, 0], [0]), "each of 2 values needs a class, got 1"),
     (lambda: statistics.mean_of_groups([]), "at least one group"),
     (lambda: statistics.mean_of_groups([[1], []]), "at least one value"),
+    (lambda: statistics.mean_of_groups([[1], [0]], [[0], []]), r"each of \[1, 1\] values needs a"),
     (lambda: statistics.stratified_iqm([0.1, 0.2]), r"\[runs, tasks\], got shape \(2,\)"),
   ],
 )

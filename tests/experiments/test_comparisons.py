@@ -117,10 +117,39 @@ def test_problems_of_a_class_are_resampled_together():
   record = make_record("sgpo", 0, 0.5)
   dataset = make_dataset(runs.configured(record["config"], record["options"]).data)
   plans = [dataset.problem("cls", i).plan for i in range(40)]
-  classes = runs.classes(record, "cls")
+  (classes,) = runs.classes(record, ("cls",))
   assert len({*zip(classes, plans, strict=True)}) == len({*classes}) == len({*plans}) < 40
+  both = runs.classes(record, ("cls", "comp"))
+  plans += [dataset.problem("comp", i).plan for i in range(40)]
+  numbers = both[0] + both[1]  # a class has one number in both splits
+  assert len({*zip(numbers, plans, strict=True)}) == len({*numbers}) == len({*plans})
   with pytest.raises(ValueError, match="sgpo of seed 0 has 40 of 41 problems of cls"):
-    runs.classes(record | {"options": ["--config.eval.problems=41"]}, "cls")
+    runs.classes(record | {"options": ["--config.eval.problems=41"]}, ("cls",))
+
+
+def test_what_means_nothing_is_not_told():
+  """Without strategies none is right and none transfers; codes are of annotated classes alone."""
+  found = {name: [make_record(name, 0, 0.5)] for name in ("sgpo", "bare", "code")}
+  found["bare"][0]["options"] += ["--config.room.strategy=1", "--config.eval.strategy=1"]
+  found["code"][0]["options"] += [
+    "--config.data.strategies='code'", "--config.reward.agreement=0.0",
+  ]  # fmt: skip
+  told = lambda name: [tables.told(found[name], h) for h in ("right plans", "transfer score")]
+  assert [told(name) for name in found] == [[True, True], [False, False], [False, True]]
+  cells = lambda text, name: next(
+    line.split("|")[2:-1] for line in text.splitlines() if line.startswith(f"| {name} ")
+  )
+  blank = lambda text, name: [i for i, cell in enumerate(cells(text, name)) if not cell.strip()]
+  assert blank(tables.accuracy(found), "bare") == [4, 5]
+  assert blank(tables.differences(found, "sgpo", ["bare", "code"]), "sgpo - code") == [4]
+  assert "(0.50)" in cells(tables.splits_table(found), "sgpo")[0]
+  assert "(" not in cells(tables.splits_table(found), "bare")[0]
+  assert tables.best(found, ["bare", "code"], "right plans") == "none"
+
+
+def test_configurations_take_an_argument_as_the_launcher_does():
+  config = runs.configured("configs/gsm8k_scratch.py:some/where:else", ("--config.seed=7",))
+  assert (config.data.path, config.seed) == ("some/where:else", 7)
 
 
 def test_no_table_where_a_control_does_not_fail():

@@ -193,6 +193,13 @@ def test_problems_of_a_rule_are_resampled_together():
   assert narrow["high"] - narrow["low"] < 0.2
 
 
+def test_a_run_made_at_another_commit_than_its_record_is_refused(tmp_path, monkeypatch):
+  (tmp_path / "run.json").write_text('{"git": "0123456789"}')
+  monkeypatch.setattr(run.runs, "made", lambda job, folder: str(tmp_path))
+  with pytest.raises(ValueError, match="made at commit 0123456, its record .* is of e4c9f43"):
+    run.of_record(None, {"git": "e4c9f43"}, "")
+
+
 def test_seeds_that_are_no_numbers_are_refused(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr("sys.argv", ["run", "--seeds=0,a", f"--out={tmp_path}"])
   with pytest.raises(SystemExit):
