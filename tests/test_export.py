@@ -30,7 +30,10 @@ SMALL = [
 
 
 def launch(*args):
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+  }
   return subprocess.run(
     [sys.executable, "-m", *args], cwd=ROOT, env=environment, capture_output=True, text=True
   )

@@ -63,7 +63,8 @@ def launch_two(tmp_path, *args, meanwhile=lambda started: None):
     "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2",
     "SLURM_STEP_NODELIST": "localhost", "JAX_PLATFORMS": "cpu",
     # Gloo mixes up collectives that a CPU runs at the same time: one thread, one order.
-    "XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false", "NPROC": "1",
+    "XLA_FLAGS": "--xla_cpu_enable_concurrency_optimized_scheduler=false "
+    "--xla_cpu_use_fusion_emitters=false", "NPROC": "1",
   }  # fmt: skip
   command = [sys.executable, os.path.join(ROOT, "launch.py"), *args]
   pipes = dict(cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
