@@ -223,6 +223,14 @@ def test_missing_files_are_named(workdir, file, says):
   assert "Unreadable" not in text
 
 
+def test_empty_files_are_not_called_missing(workdir):
+  for file in ("bank/sgpo.jsonl", "samples/eval_sgpo.jsonl"):
+    (workdir / file).write_text("")
+  text = words(report.page(str(workdir)))
+  assert "no strategy has proved itself" in text and "every answer was right" in text
+  assert "is missing" not in text
+
+
 def test_empty_folder_has_a_report(tmp_path):
   text = words(report.page(str(tmp_path)))
   for file in ("config.json", "metrics.jsonl", "eval/&lt;stage&gt;.json"):

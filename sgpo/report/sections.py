@@ -133,9 +133,11 @@ def _example(entry: dict) -> str:
 def bank(run: summary.Run) -> str:
   """The bank as a map and as a table."""
   entries = run.bank
-  if not entries:
+  if entries is None:
     last = run.stages[-1] if run.stages else "<stage>"
     return missing(f"bank/{last}.jsonl", "behind a stage that keeps a bank")
+  if not entries:
+    return note("It is empty: no strategy has proved itself yet.")
   count = lambda e, name: e.get(name) or 0
   bounds = lower_bound(
     np.array([count(e, "successes") for e in entries], np.float32),
@@ -185,9 +187,11 @@ def _failure(row: dict) -> str:
 
 def failures(run: summary.Run) -> str:
   """Failed samples by kind, for people to look at."""
-  if not run.failures:
+  if run.failures is None:
     last = run.stages[-1] if run.stages else "<stage>"
-    return missing(f"samples/eval_{last}.jsonl", "behind a stage, where a problem failed")
+    return missing(f"samples/eval_{last}.jsonl", "behind a stage")
+  if not run.failures:
+    return note("Nothing: every answer was right.")
   kinds = dict.fromkeys((*FAILURES, *(r.get("failure", "other") for r in run.failures)))
   out = [note("The first few of each split and kind. Touch one to see what was written.")]
   for kind in kinds:

@@ -32,7 +32,7 @@ ARMS = {
 
 
 class Run(NamedTuple):
-  """A run's files. What is missing is empty; what cannot be read is named in `broken`."""
+  """A run's files. What is missing is empty or None; what cannot be read is named in `broken`."""
 
   name: str
   config: dict
@@ -41,8 +41,8 @@ class Run(NamedTuple):
   metrics: list[dict]
   stages: list[str]  # those with an evaluation, in the order they ran
   evaluations: list[dict]  # one a stage of `stages`
-  bank: list[dict]  # of the last evaluated stage
-  failures: list[dict]  # likewise
+  bank: list[dict] | None  # of the last evaluated stage
+  failures: list[dict] | None  # likewise
   broken: list[str]
 
   @property
@@ -80,6 +80,9 @@ def read(workdir: str) -> Run:
       broken.append(f"{'/'.join(parts)} ({len(found) - len(out)} of its lines)")
     return out
 
+  def rows_of(*parts: str) -> list[dict] | None:
+    return rows(*parts) if os.path.exists(os.path.join(workdir, *parts)) else None
+
   def value(*parts: str) -> dict:
     found = _object("".join(lines(*parts)) or "{}")
     if found is None:
@@ -98,8 +101,8 @@ def read(workdir: str) -> Run:
     metrics=[r for r in rows("metrics.jsonl") if "step" in r and "stage" in r],
     stages=list(found),
     evaluations=list(found.values()),
-    bank=rows("bank", f"{last}.jsonl"),
-    failures=rows("samples", f"eval_{last}.jsonl"),
+    bank=rows_of("bank", f"{last}.jsonl"),
+    failures=rows_of("samples", f"eval_{last}.jsonl"),
     broken=broken,
   )
 
