@@ -183,7 +183,8 @@ def _launch(job: Job, folder: str, core: int | None) -> dict:
   return record(job, workdir)
 
 
-def _done(job: Job, folder: str) -> bool:
+def done(job: Job, folder: str) -> bool:
+  """Whether a run is there, finished."""
   return os.path.exists(os.path.join(_folder(job, folder), "DONE"))
 
 
@@ -193,7 +194,7 @@ def made(job: Job, folder: str) -> str:
   Raises:
     RuntimeError: it failed.
   """
-  if not _done(job, folder):
+  if not done(job, folder):
     if job.start:
       made(job.start, folder)
     _launch(job, folder, None)
@@ -208,7 +209,7 @@ def _missing(jobs: Sequence[Job], records: Records, folder: str) -> list[list[Jo
   wanted = [job for job in jobs if records.find(job.as_json()) is None]
   needed = {job.start for job in wanted if job.start}
   first = [job for job in dict.fromkeys([*wanted, *needed]) if not job.start]
-  first = [job for job in first if records.find(job.as_json()) is None or not _done(job, folder)]
+  first = [job for job in first if records.find(job.as_json()) is None or not done(job, folder)]
   return [first, [job for job in wanted if job.start]]
 
 

@@ -139,8 +139,7 @@ def make_sampler(loaded: Loaded, shots: str, chat: bool, args: argparse.Namespac
   )
   fixed = dict(samples=args.samples, sampling=sampling)
   if args.mode == "strategy":
-    strategy_room = args.strategy_room or loaded.strategy_room
-    room = config_lib.Room(strategy=strategy_room, execution=args.room)
+    room = config_lib.Room(strategy=args.strategy_room, execution=args.room)
     encode = lambda family: [loaded.tokenizer.encode_prompt(p.question) for p in family]
     return lambda families, key: sample_strategies(
       loaded, [encode(family) for family in families], room=room, key=key, **fixed
@@ -220,6 +219,7 @@ def run(args: argparse.Namespace) -> dict:
     shots = shots_text(make_data(args.shots_from or args.data, data), args.shots)
   files.write_json(os.path.join(args.out, COMMAND), identity(args))
   loaded = load(args.model, given, args.dtype, plain)  # last: weights may take minutes
+  args.strategy_room = args.strategy_room or loaded.strategy_room
   sample = make_sampler(loaded, shots, data.chat, args)
   began = time.perf_counter()
   name = "math" if "math" in dataset.graders else "numeric"

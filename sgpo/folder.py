@@ -133,14 +133,18 @@ def _cpu() -> str:
   return f"{name}, {cores} cores"
 
 
+def commit() -> str | None:
+  """Of the code, None where it is not in a git repository."""
+  here = os.path.dirname(os.path.abspath(__file__))
+  if not shutil.which("git"):
+    return None
+  command = ["git", "-C", here, "rev-parse", "HEAD"]
+  return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
 def describe(data: Any, parameters: int) -> dict:
   """What run.json records; `data` is the dataset's fingerprint."""
   versions = {m: __import__(m).__version__ for m in ("jax", "jaxlib", "flax", "optax", "numpy")}
-  here = os.path.dirname(os.path.abspath(__file__))
-  git = ""
-  if shutil.which("git"):
-    command = ["git", "-C", here, "rev-parse", "HEAD"]
-    git = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
   return {
     "python": sys.version.split()[0],
     "versions": versions,
@@ -148,7 +152,7 @@ def describe(data: Any, parameters: int) -> dict:
     "device_kind": jax.devices()[0].device_kind,
     "cpu": _cpu(),
     "processes": jax.process_count(),
-    "git": git or None,
+    "git": commit(),
     "data": data,
     "parameters": parameters,
     "started": time.strftime("%Y-%m-%d %H:%M:%S"),

@@ -154,6 +154,9 @@ def run(args: argparse.Namespace) -> dict:
   Raises:
     ValueError: no model, a task that the harness does not know, or an --out that exists.
   """
+  for name in ("batch", "room", "strategy_room"):
+    if (value := getattr(args, name)) is not None and value < 1:
+      raise ValueError(f"--{name}={value} must be positive")
   if os.path.exists(args.out):
     raise ValueError(f"--out={args.out} exists: choose another file, or move it")
   with files.replacing(args.out):  # what cannot be written is told before weights are read
@@ -167,8 +170,8 @@ def run(args: argparse.Namespace) -> dict:
       hint = f' Did you mean "{near[0]}"?' if near else ""
       raise ValueError(f"--tasks={name} is no task of the harness or of --include_path.{hint}")
   loaded = sampling.load(args.model, {}, args.dtype, args.mode == "plain")
-  strategy_room = args.strategy_room or loaded.strategy_room
-  model = HarnessLM(loaded, args.mode, args.batch, args.room, strategy_room)
+  args.strategy_room = args.strategy_room or loaded.strategy_room
+  model = HarnessLM(loaded, args.mode, args.batch, args.room, args.strategy_room)
   with jax.set_mesh(sharding.make_mesh((-1, 1))):
     result = lm_eval.simple_evaluate(
       model, tasks=names, num_fewshot=args.num_fewshot, limit=args.limit, task_manager=manager

@@ -295,8 +295,6 @@ def run_stage(
         raise Interrupted(caught[0], run.workdir)
     if not method.steps:
       _save(run, state, stage, 0, offset, batches.get_state())
-    if caught:  # while the last step was saved, or before there was one to take
-      raise Interrupted(caught[0], run.workdir)
   finally:
     cleanup.close()
     progress.close()
@@ -417,6 +415,8 @@ def run(config: config_lib.Config, workdir: str) -> str:
         offset += method.steps
         state = loading.merged(state, config)
         with on_signal(leave):  # all is saved: evaluation need not be waited for
+          if caught:  # while the last step was saved, or before there was one to take
+            raise Interrupted(caught[0], workdir)
           finish_stage(r, state, stage, offset)
         params, state = state.params, None
         position = loading.Position(stage + 1, 0, None)

@@ -255,6 +255,16 @@ def test_broken_files_are_named_and_the_rest_is_shown(workdir):
   assert "sgpo 3 steps" in text and "Only stage sgpo has been evaluated" in text
 
 
+def test_classes_that_splits_share_are_drawn_together_where_their_numbers_say_so():
+  right = np.random.default_rng(0).integers(0, 2, 30).repeat(4)
+  split = {"correct": "".join(map(str, right)), "classes": np.arange(30).repeat(4).tolist()}
+  splits = {"comp": split, "cross": split}
+  width = lambda e: (lambda i: i["high"] - i["low"])(summary.ood_mean(e))
+  together = width({"splits": splits, "shared_classes": True})
+  apart = width({"splits": splits})  # of an older version: each split numbers its own
+  np.testing.assert_allclose(apart, together / 2**0.5, rtol=0.1)
+
+
 def test_other_problems_are_not_paired(workdir):
   """Two evaluations of different numbers of problems have no paired difference."""
   after = evaluation("sgpo", 1)

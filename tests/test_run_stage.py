@@ -87,20 +87,6 @@ def test_stopped_and_resumed_equals_uninterrupted(drive):
   assert losses[0] == losses[1] and [s for s, _ in losses[0]] == list(range(STEPS))
 
 
-def test_a_signal_during_the_last_save_ends_the_run_before_its_evaluation(drive, monkeypatch):
-  caught, save = [], train._save
-
-  def interrupted(run, state, stage, step, *more):
-    save(run, state, stage, step, *more)
-    if step == STEPS:
-      caught.append(signal.SIGTERM)
-
-  monkeypatch.setattr(train, "_save", interrupted)
-  with pytest.raises(train.Interrupted) as stop:
-    drive("a", Batches(), caught=caught)
-  assert Checkpointer(stop.value.workdir).steps[-1] == STEPS
-
-
 def test_an_evaluation_goes_when_its_stage_is_trained_again(drive, tmp_path):
   path = tmp_path / "a" / "eval" / "fake.json"
   path.parent.mkdir(parents=True)

@@ -105,6 +105,20 @@ def test_interrupted_and_resumed_is_bit_identical(finished, tmp_path, monkeypatc
   assert learned(finished) == learned(workdir)
 
 
+def test_a_signal_during_the_last_save_ends_the_run_before_its_evaluation(tmp_path, monkeypatch):
+  save = train._save
+
+  def interrupted(run, state, stage, step, *more):
+    save(run, state, stage, step, *more)
+    signal.raise_signal(signal.SIGTERM)
+
+  monkeypatch.setattr(train, "_save", interrupted)
+  with pytest.raises(train.Interrupted) as stop:
+    train.run(dataclasses.replace(CONFIG, stages=("sft",)), str(tmp_path / "c"))
+  assert stop.value.code == 143
+  assert os.listdir(tmp_path / "c" / "eval") == [] and Checkpointer(str(tmp_path / "c")).steps
+
+
 def test_a_run_does_not_go_on_with_other_data(finished, tmp_path):
   workdir = str(tmp_path / "run")
   shutil.copytree(finished, workdir)

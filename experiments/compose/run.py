@@ -127,7 +127,7 @@ def measure(workdir: str, count: int) -> dict:
     problems = pipeline.fitting(problems, loaded.tokenizer, solver.room)
     if not problems:
       raise ValueError(f"{workdir}: no problem of {split} fits config.eval.prompt = {e.prompt}")
-    classes[split] = statistics.class_numbers([p.plan for p in problems])
+    classes[split] = [p.plan for p in problems]
     splits[split] = {}
     for arm, bank in arms.items():
       guided = bank is not None

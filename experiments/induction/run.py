@@ -20,6 +20,7 @@ from experiments.induction import decode
 from sgpo import allocator, files, loading
 from sgpo.data import rules
 from sgpo.evaluation import statistics
+from sgpo.folder import commit
 from sgpo.report import charts
 
 CONFIG = "configs/rules.py"
@@ -99,19 +100,21 @@ def answered(
 
 
 def of_record(job: runs.Job, record: dict, folder: str) -> loading.Loaded:
-  """The run that a record tells of, made again where it is gone.
+  """The run that a record tells of, made again where it is gone and the commit is the record's.
 
   Raises:
-    ValueError: the folder holds it as another commit made it.
+    ValueError: its folder is of another commit, or would be.
   """
-  workdir = runs.made(job, folder)
-  git = files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown"
-  if git[:7] != record["git"]:
+  if there := runs.done(job, folder):
+    git = files.read_json(os.path.join(runs.made(job, folder), "run.json"))["git"]
+  else:
+    git = commit()
+  if (git := (git or "unknown")[:7]) != record["git"]:
     raise ValueError(
-      f"{workdir} was made at commit {git[:7]}, its record in records.jsonl is of {record['git']}: "
-      f"delete that record, or make the run at {record['git']}"
+      f"{job.name} of seed {job.seed} {'was' if there else 'would be'} made at commit {git}, its "
+      f"record in records.jsonl is of {record['git']}: delete that record, or make the run there"
     )
-  return loading.load(workdir)
+  return loading.load(runs.made(job, folder))
 
 
 def joined(rows: list[dict]) -> dict:

@@ -131,12 +131,21 @@ def _bits(split: dict | None, key: str = "correct") -> np.ndarray:
   return np.array([np.nan if c == "-" else int(c) for c in (split or {}).get(key) or ""], float)
 
 
-def _gained(after: dict | None, before: dict | None, key: str = "correct") -> tuple | None:
+def _classes(evaluation: dict, name: str) -> list | None:
+  """Of a split's problems; older evaluations numbered those of each split by themselves."""
+  own = evaluation["splits"][name].get("classes")
+  if own is None or evaluation.get("shared_classes"):
+    return own
+  return [f"{name} {number}" for number in own]
+
+
+def _gained(after: dict | None, before: dict | None, name: str, key: str) -> tuple | None:
   """(differences problem by problem, classes); None where problems are not the same in both."""
-  second, first = _bits(after, key), _bits(before)
+  second, first = (e and e["splits"].get(name) for e in (after, before))
+  second, first = _bits(second, key), _bits(first)
   if len(first) != len(second):
     return None
-  return statistics.graded(second - first, (after or {}).get("classes"))
+  return statistics.graded(second - first, _classes(after, name) if len(second) else None)
 
 
 def split_difference(
@@ -146,7 +155,7 @@ def split_difference(
 
   `key`: what is held against the answers without hints of `before`, "guided_correct" those with.
   """
-  found = _gained(*(e and e["splits"].get(name) for e in (after, before)), key)
+  found = _gained(after, before, name, key)
   return statistics.bootstrap_interval(*found) if found and len(found[0]) else None
 
 
@@ -161,14 +170,15 @@ def _over_groups(groups: list[tuple]) -> dict | None:
 
 def ood_mean(evaluation: dict, key: str = "correct") -> dict | None:
   """The mean accuracy of the out-of-distribution splits, bootstrapped over their classes."""
-  splits = [s for name, s in evaluation["splits"].items() if name in OOD and s.get(key)]
-  return _over_groups([statistics.graded(_bits(s, key), s.get("classes")) for s in splits])
+  splits = {name: s for name, s in evaluation["splits"].items() if name in OOD and s.get(key)}
+  marks = {name: _bits(split, key) for name, split in splits.items()}
+  return _over_groups([statistics.graded(m, _classes(evaluation, n)) for n, m in marks.items()])
 
 
 def ood_difference(after: dict, before: dict, key: str = "correct") -> dict | None:
   """The paired difference of that mean; None where a split has not the same problems in both."""
   splits = [name for name, s in after["splits"].items() if name in OOD and s.get(key)]
-  groups = [_gained(after["splits"][s], before["splits"].get(s), key) for s in splits]
+  groups = [_gained(after, before, name, key) for name in splits]
   return None if None in groups else _over_groups(groups)
 
 

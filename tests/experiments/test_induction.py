@@ -193,11 +193,17 @@ def test_problems_of_a_rule_are_resampled_together():
   assert narrow["high"] - narrow["low"] < 0.2
 
 
-def test_a_run_made_at_another_commit_than_its_record_is_refused(tmp_path, monkeypatch):
-  (tmp_path / "run.json").write_text('{"git": "0123456789"}')
-  monkeypatch.setattr(run.runs, "made", lambda job, folder: str(tmp_path))
-  with pytest.raises(ValueError, match="made at commit 0123456, its record .* is of e4c9f43"):
-    run.of_record(None, {"git": "e4c9f43"}, "")
+def test_a_run_of_another_commit_than_its_record_is_refused(tmp_path, monkeypatch):
+  job = run.runs.Job("cold", 3, "sft", run.CONFIG)
+  monkeypatch.setattr(run.runs, "_launch", None)  # nothing is run for it
+  monkeypatch.setattr(run, "commit", lambda: "89abcdef01")
+  with pytest.raises(ValueError, match="cold of seed 3 would be made at commit 89abcde, .*e4c9f43"):
+    run.of_record(job, {"git": "e4c9f43"}, str(tmp_path))
+  monkeypatch.setattr(run.runs, "done", lambda job, folder: True)
+  path = run.runs.made(job, str(tmp_path))
+  run.files.write_json(f"{path}/run.json", {"git": "0123456789"})
+  with pytest.raises(ValueError, match="cold of seed 3 was made at commit 0123456, .* of e4c9f43"):
+    run.of_record(job, {"git": "e4c9f43"}, str(tmp_path))
 
 
 def test_seeds_that_are_no_numbers_are_refused(tmp_path, monkeypatch, capsys):
