@@ -16,10 +16,10 @@ smoke: .venv/ready
 	$(BIN)/python launch.py --config=configs/smoke.py --workdir=runs/smoke
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: .venv/ready
-	$(BIN)/python -m pytest -n 2 -m ""
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 # A Python environment of its own; for transformers 4: make parity TRANSFORMERS="transformers<5"
 parity:
