@@ -106,7 +106,7 @@ _dataset = functools.cache(make_dataset)  # one for all splits
 
 
 @functools.cache
-def _classes(data: config_lib.Data, splits: tuple[str, ...], first: int, n: int):
+def _classes(data: config_lib.Data, splits: tuple[str, ...], first: int, n: int) -> list[list[int]]:
   problem = _dataset(data).problem
   plans = [[problem(split, i).plan for i in range(first, first + n)] for split in splits]
   return statistics.numbered(plans)
@@ -139,7 +139,7 @@ def record(job: Job, workdir: str) -> dict:
   return (
     job.as_json()
     | {
-      "git": (run["git"] or "unknown")[:7],
+      "git": commit_of(workdir),
       "jax": run["versions"]["jax"],
       "cpu": run.get("cpu"),
       "steps": len(steps),
@@ -186,6 +186,11 @@ def _launch(job: Job, folder: str, core: int | None) -> dict:
 def done(job: Job, folder: str) -> bool:
   """Whether a run is there, finished."""
   return os.path.exists(os.path.join(_folder(job, folder), "DONE"))
+
+
+def commit_of(workdir: str) -> str:
+  """The commit that made a run, seven digits."""
+  return (files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown")[:7]
 
 
 def made(job: Job, folder: str) -> str:

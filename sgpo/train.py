@@ -24,6 +24,7 @@ from sgpo import (
   graders,
   loading,
   report,
+  run_check,
   sharding,
 )
 from sgpo import config as config_lib
@@ -32,7 +33,6 @@ from sgpo.data.tokenizers import Tokenizer
 from sgpo.evaluation import evaluate as evaluation
 from sgpo.graders.rollouts import HostGradedStep
 from sgpo.methods import Method
-from sgpo.methods.registry import METHODS
 from sgpo.metrics import MetricWriter, Progress
 from sgpo.models import transformer
 from sgpo.types import TrainState
@@ -47,109 +47,6 @@ class Interrupted(Exception):
       f"stopped by {signal.Signals(number).name}, saved; the same command goes on, it stands in "
       f"{workdir}/command.txt"
     )
-
-
-def check(config: config_lib.Config) -> None:
-  """Raises ValueError for what would fail later, before any folder is made."""
-  for stage in config.stages:
-    if stage not in METHODS:
-      hint = config_lib.suggest(stage, list(METHODS))
-      raise ValueError(f"unknown method {stage!r} in config.stages.{hint}")
-  if len(set(config.stages)) < len(config.stages):
-    raise ValueError(f"config.stages = {config.stages} names a method twice; files are by its name")
-  mesh = sharding.make_mesh(config.mesh)
-  if config.bank.capacity % mesh.size:
-    raise ValueError(
-      f"config.bank.capacity = {config.bank.capacity} is not divisible by the {mesh.size} devices "
-      f"that hold the bank; set it to a multiple of {mesh.size}"
-    )
-  if config.model.attention == "cudnn":
-    if "NVIDIA" not in (kind := jax.devices()[0].device_kind):
-      raise ValueError(
-        f"config.model.attention = 'cudnn' needs an NVIDIA GPU, jax sees {kind}; set it to 'parts'"
-      )
-    if config.model.kv_heads % mesh.shape["model"]:
-      raise ValueError(
-        f"config.model.attention = 'cudnn' asks that the mesh's model axis, {mesh.shape['model']}, "
-        f"divides config.model.kv_heads = {config.model.kv_heads}; set it to 'parts'"
-      )
-  data = mesh.shape["data"]
-  for names, size, key, pieces in config_lib.batches(config):
-    if size % (data * pieces):
-      raise ValueError(
-        f"config.{names} = {size}, in {pieces} microbatches of {size / pieces:g}, is not divisible "
-        f"by the mesh's data axis of {data} devices; choose a multiple of {data * pieces}"
-        + (f", or lower config.{key}" if pieces > 1 else "")
-      )
-  loading.check_start(config)
-
-
-def check_asked(config: config_lib.Config) -> None:
-  """Raises ValueError for what a run would not read, or do. One that began before may go on."""
-  if config.bank.file and not (config.bank.capacity and "sgpo" in config.stages):
-    raise ValueError(
-      f"config.bank.file = {config.bank.file!r} fills the bank of a stage 'sgpo' with "
-      f"config.bank.capacity above 0; stages = {config.stages}, capacity = {config.bank.capacity}"
-    )
-  bare = config.room.strategy == 1
-  paid = [stage for stage in config.stages if stage in ("sgpo", "grpo", "rft")]
-  if bare and config.reward.coherent and paid:
-    raise ValueError(
-      f"config.reward.coherent = True: stage {paid[0]!r} would be paid nothing, since with "
-      "config.room.strategy = 1 no execution has a strategy to agree with; set it to False"
-    )
-  if bare and config.bank.capacity and "sgpo" in config.stages:
-    raise ValueError(
-      f"config.bank.capacity = {config.bank.capacity}: with config.room.strategy = 1 there are no "
-      "strategies to keep; set it to 0"
-    )
-  judged = [stage for stage in config.stages if stage in ("rlhf", "prm")]
-  if judged and not config.critic.steps:
-    raise ValueError(
-      f"config.critic.steps = 0: the model by which stage {judged[0]!r} pays would learn nothing"
-    )
-  for stage in config.stages[1:]:
-    if stage not in judged and not (config.sft if stage == "sft" else config.sgpo).steps:
-      raise ValueError(
-        f"config.stages = {config.stages}: stage {stage!r} has no steps, and would leave no "
-        "checkpoint behind the stage before it; leave it out, or start it with config.init_from"
-      )
-  for name in ("template", "chat"):
-    asked = getattr(config.data, name)
-    if asked != getattr(config_lib.Data(), name) and not config.init_from:
-      raise ValueError(
-        f"config.data.{name} = {asked!r} is for the tokenizer of a model folder: give one as "
-        "config.init_from"
-      )
-
-
-def check_data(config: config_lib.Config, dataset) -> None:
-  """Raises ValueError where the configuration asks of a data set what it has not."""
-  name = config.data.name
-  if config.reward.grader not in dataset.graders:
-    raise ValueError(
-      f"config.reward.grader = {config.reward.grader!r} cannot read the answers of {name}; "
-      f"choose {' or '.join(dataset.graders)}"
-    )
-  wants_plans = {"sft", "sft_more"} & {*config.stages}
-  if wants_plans and not dataset.plans:
-    raise ValueError(
-      f"config.stages = {config.stages}: {name} has no plans to imitate; start from a model that "
-      "follows instructions, with config.stages=('sgpo',)"
-    )
-  if config.bank.capacity and config.bank.bootstrap and not (config.bank.file or dataset.plans):
-    raise ValueError(
-      f"config.bank.bootstrap = {config.bank.bootstrap}: {name} has no plans to fill the bank "
-      "with; set it to 0, or give config.bank.file"
-    )
-  for split in dataset.splits:
-    if dataset.size(split) <= config.eval.first:
-      raise ValueError(
-        f"config.eval.first = {config.eval.first}: split {split!r} of {name} has "
-        f"{dataset.size(split)} problems; set it to 0"
-      )
-  for split in ("train", "cls"):
-    dataset.family(split, 0, config.sgpo.siblings + 1 if split == "train" else 2)
 
 
 # --- stages ---------------------------------------------------------------------------------
@@ -261,13 +158,16 @@ def run_stage(
   seed = jax.random.fold_in(jax.random.key(config.seed), stage)
   take = lambda step: (sharding.put_batch(run.mesh, next(batches)), jax.random.fold_in(seed, step))
   main = jax.process_index() == 0
-  if main and position.step < method.steps:  # one of a checkpoint that could not be read again
+  if main and position.step < method.steps:  # or that of a checkpoint which got lost would stay
     with contextlib.suppress(FileNotFoundError):
       os.remove(_evaluation(run, stage))
   writer = MetricWriter(run.workdir, offset + position.step) if main else None
+  if writer:
+    cleanup.callback(writer.close)
   progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
+  cleanup.callback(progress.close)
   pending, ahead, began = None, None, time.perf_counter()
-  try:
+  with cleanup:
     for step in range(position.step, method.steps):
       done = step + 1
       last = done == method.steps or done % config.checkpoint.every == 0
@@ -295,11 +195,6 @@ def run_stage(
         raise Interrupted(caught[0], run.workdir)
     if not method.steps:
       _save(run, state, stage, 0, offset, batches.get_state())
-  finally:
-    cleanup.close()
-    progress.close()
-    if writer:
-      writer.close()
   return state
 
 
@@ -346,11 +241,11 @@ def begin(config: config_lib.Config, workdir: str) -> tuple[config_lib.Config, A
   """
   config = loading.adopt(config, workdir)
   fresh = not os.path.exists(os.path.join(workdir, "config.json"))
-  check(config)
+  run_check.check(config)
   if fresh:
-    check_asked(config)
+    run_check.check_asked(config)
   dataset = make_dataset(config.data)
-  check_data(config, dataset)  # before the folder: errors leave nothing behind
+  run_check.check_data(config, dataset)  # before the folder: errors leave nothing behind
   folder.check_same_data(dataset.fingerprint(), workdir)
   tokenizer = loading.tokenizer_of(config, dataset, workdir)
   if fresh:

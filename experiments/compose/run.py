@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import tables
+from experiments import runs, tables
 from sgpo import allocator, files, loading
 from sgpo import bank as bank_lib
 from sgpo.data import pipeline, strategies
@@ -135,8 +135,7 @@ def measure(workdir: str, count: int) -> dict:
       row = splits[split][arm] = solved(solver, problems, domains, guided)
       right = row["correct"].count("1")
       print(f"{workdir} {split} {arm}: {right} of {len(problems)}", flush=True)
-  git = files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown"
-  found = {"run": os.path.normpath(workdir), "git": git[:7], "active": active}
+  found = {"run": os.path.normpath(workdir), "git": runs.commit_of(workdir), "active": active}
   return found | {"classes": classes, "splits": splits}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments import tables
 from experiments.compose.run import measured, open_run
+from experiments.runs import commit_of
 from sgpo import bank as bank_lib
 from sgpo import files, loading, policy
 from sgpo.data import pipeline, strategies
@@ -85,7 +86,7 @@ def measure(workdir: str, count: int) -> dict:
   found = {
     "run": os.path.normpath(workdir), "steps": c.sgpo.steps, "capacity": c.bank.capacity,
     "hints": c.bank.retrieved, "practice_families": c.data.practice_families, "classes": classes,
-    "git": (files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown")[:7],
+    "git": commit_of(workdir),
     "start": look(start, problems, domains), "end": look(end, problems, domains),
   }  # fmt: skip
   print(f"{workdir}: {found['start']['active']} entries, then {found['end']['active']}", flush=True)

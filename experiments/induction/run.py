@@ -105,11 +105,9 @@ def of_record(job: runs.Job, record: dict, folder: str) -> loading.Loaded:
   Raises:
     ValueError: its folder is of another commit, or would be.
   """
-  if there := runs.done(job, folder):
-    git = files.read_json(os.path.join(runs.made(job, folder), "run.json"))["git"]
-  else:
-    git = commit()
-  if (git := (git or "unknown")[:7]) != record["git"]:
+  there = runs.done(job, folder)
+  git = runs.commit_of(runs.made(job, folder)) if there else (commit() or "unknown")[:7]
+  if git != record["git"]:
     raise ValueError(
       f"{job.name} of seed {job.seed} {'was' if there else 'would be'} made at commit {git}, its "
       f"record in records.jsonl is of {record['git']}: delete that record, or make the run there"

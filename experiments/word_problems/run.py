@@ -118,7 +118,7 @@ def main() -> int:
     )  # fmt: skip
     if launched.returncode:  # it has said why
       return launched.returncode
-    commits[seed] = (files.read_json(os.path.join(workdir, "run.json"))["git"] or "unknown")[:7]
+    commits[seed] = runs.commit_of(workdir)
     results[seed] = tuple(
       files.read_json(os.path.join(workdir, "eval", f"{stage}.json")) for stage in ("sft", "sgpo")
     )

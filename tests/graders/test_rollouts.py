@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sgpo import config as config_lib
-from sgpo import graders, loading, train
+from sgpo import graders, loading, run_check, train
 from sgpo.data import SVAMP, make_dataset, pipeline
 from sgpo.graders import rollouts
 
@@ -155,15 +155,17 @@ def test_math_trains_without_a_cold_start(tmp_path):
   assert first["rollout/ungraded_frac"] == 0 and first["rollout/executions"] == 16
   wrong = dataclasses.replace(config, stages=("sft",))
   with pytest.raises(ValueError, match="math has no plans to imitate"):
-    train.check_data(wrong, make_dataset(data))
+    run_check.check_data(wrong, make_dataset(data))
   with pytest.raises(ValueError, match="'digits' cannot read the answers of math; choose math"):
-    train.check_data(dataclasses.replace(config, reward=config_lib.Reward()), make_dataset(data))
+    run_check.check_data(
+      dataclasses.replace(config, reward=config_lib.Reward()), make_dataset(data)
+    )
   with pytest.raises(ValueError, match="no plans to fill the bank"):
     bank = config_lib.BankConfig(capacity=16, bootstrap=4)
-    train.check_data(dataclasses.replace(config, bank=bank), make_dataset(data))
+    run_check.check_data(dataclasses.replace(config, bank=bank), make_dataset(data))
   with pytest.raises(ValueError, match="eval.first = 100000: split 'test' of math has"):
     far = dataclasses.replace(config.eval, first=100_000)
-    train.check_data(dataclasses.replace(config, eval=far), make_dataset(data))
+    run_check.check_data(dataclasses.replace(config, eval=far), make_dataset(data))
 
 
 def test_a_set_for_evaluation_is_not_trained_on(tmp_path):
@@ -173,4 +175,4 @@ def test_a_set_for_evaluation_is_not_trained_on(tmp_path):
   dataset = SVAMP(config_lib.Data(name="svamp", path=str(tmp_path)))
   config = dataclasses.replace(graded_by("numeric"), stages=("sgpo",))
   with pytest.raises(ValueError, match="svamp is for evaluation only"):
-    train.check_data(config, dataset)
+    run_check.check_data(config, dataset)
