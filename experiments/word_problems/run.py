@@ -2,10 +2,12 @@
 
 python -m experiments.word_problems.run --seeds=0,1,2 --out=experiments/word_problems
 
-Runs that are finished are not run again; one that was stopped is resumed.
+Seeds with a record in OUT/records.jsonl are not run again, nor are runs that are finished; one
+that was stopped is resumed.
 """
 
 import argparse
+import copy
 import os
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from experiments.tables import cell
 from sgpo import files, report
 from sgpo.report import charts
 
-PROBLEMS = 1024  # a split: twice the demo's, for narrower intervals
+STAGES = ("sft", "sgpo")
+OPTIONS = ["--config.eval.problems=1024"]  # twice the demo's, for narrower intervals
 
 
 def rows_of(before: dict, after: dict) -> list[tuple[str, dict, dict, dict]]:
@@ -101,35 +104,62 @@ def picture(results: dict[int, tuple[dict, dict]], path: str) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def launched(seed: int, config: str, workdir: str) -> int:
+  """Runs, resumes or finds done one seed; launch.py's exit status."""
+  command = [sys.executable, "launch.py", f"--config={config}", f"--config.seed={seed}",
+             *OPTIONS, f"--workdir={workdir}"]  # fmt: skip
+  return subprocess.run(command, check=False).returncode
+
+
+def record(seed: int, config: str, workdir: str) -> dict:
+  """What tables need of a finished run: its commit and both evaluations without classes."""
+  row = {"config": config, "seed": seed, "options": OPTIONS, "git": runs.commit_of(workdir)}
+  for stage in STAGES:
+    row[stage] = files.read_json(os.path.join(workdir, "eval", f"{stage}.json"))
+    for split in row[stage]["splits"].values():
+      del split["classes"]
+  return row
+
+
+def evaluations(row: dict) -> tuple[dict, dict]:
+  """(before, after) of a record, with the classes of the problems, which are those of its data."""
+  row = copy.deepcopy(row)
+  names = tuple(row["sgpo"]["splits"])
+  described = {"name": "the demo", "splits": row["sgpo"]["splits"], **row}
+  for name, classes in zip(names, runs.classes(described, names), strict=True):
+    for stage in STAGES:
+      row[stage]["splits"][name]["classes"] = classes
+  return row["sft"], row["sgpo"]
+
+
 def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--seeds", type=runs.numbers, default="0,1,2")
   parser.add_argument("--config", default="configs/word_problems.py")
-  parser.add_argument("--runs", default="runs/word_problems")
-  parser.add_argument("--out", default="", help="folder for result.md and result.svg")
+  parser.add_argument("--runs", default="runs/word_problems", help="folder of the runs")
+  parser.add_argument("--out", default="", help="folder of records and results; else that of runs")
   args = parser.parse_args()
+  out = args.out or args.runs
+  os.makedirs(out, exist_ok=True)
+  store = runs.Records(os.path.join(out, "records.jsonl"), ("config", "seed", "options"))
   results, commits = {}, {}
   for seed in args.seeds:
-    workdir = os.path.join(args.runs, f"seed{seed}")
-    launched = subprocess.run(
-      [sys.executable, "launch.py", f"--config={args.config}", f"--config.seed={seed}",
-       f"--config.eval.problems={PROBLEMS}", f"--workdir={workdir}"]
-    )  # fmt: skip
-    if launched.returncode:  # it has said why
-      return launched.returncode
-    commits[seed] = runs.commit_of(workdir)
-    results[seed] = tuple(
-      files.read_json(os.path.join(workdir, "eval", f"{stage}.json")) for stage in ("sft", "sgpo")
-    )
+    wanted = {"config": args.config, "seed": seed, "options": OPTIONS}
+    if store.find(wanted) is None:
+      workdir = os.path.join(args.runs, f"seed{seed}")
+      if status := launched(seed, args.config, workdir):  # it has said why
+        return status
+      store.add(record(seed, args.config, workdir))
+    row = store.find(wanted)
+    results[seed], commits[seed] = evaluations(row), row["git"]
   command = f"python -m experiments.word_problems.run --seeds={','.join(map(str, args.seeds))}"
   command += f" --config={args.config}" if args.config != parser.get_default("config") else ""
   text = markdown(results, commits, command)
   print(text)
-  if args.out:
-    with files.replacing(os.path.join(args.out, "result.md")) as file:
-      file.write(text)
-    picture(results, os.path.join(args.out, "result.svg"))
+  with files.replacing(os.path.join(out, "result.md")) as file:
+    file.write(text)
+  picture(results, os.path.join(out, "result.svg"))
   return 0
 
 
