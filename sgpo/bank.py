@@ -238,7 +238,7 @@ def add(
   2. Merged: a candidate with the tokens of a living entry, or of an earlier candidate, at a
      cosine of at least `merge` adds its successes and trials to it, whatever its domain. The
      entry keeps its own embedding: a mean would wander with what the policy happens to sample.
-  3. Admitted: the others, unless all their trials failed, take an empty row or that of an evicted
+  3. Admitted: the others, if any of their trials succeeded, take an empty row or that of an evicted
      entry. While entries and newcomers exceed N, the least useful (lower bound, then uses, then
      youth) of the most crowded domain leaves; newcomers stand in that contest too. So another
      domain's candidates never evict a domain's best or last entry, and evict only while theirs is
@@ -267,8 +267,7 @@ def add(
     trials_N=bank.trials_N.at[merged_C].add(trials_C, mode="drop"),
   )
 
-  failed_C = (trials_C > 0) & (successes_C <= 0)
-  fresh_C = leads_C & ~found_C & ~failed_C
+  fresh_C = leads_C & ~found_C & (successes_C > 0)
   stays = _survivors(bank, entries, fresh_C, step)
   stays_N, admitted_C = stays[:N], stays[N:]
   evicted = ((bank.status_N != EMPTY) & ~stays_N).sum()
@@ -331,8 +330,8 @@ def candidates(
 
   Equal strategies of one group are one candidate, the first of them: its successes are the mean
   over its copies, because repeated executions of one strategy on one problem are not independent.
-  Valid are closed strategies that are not empty; those that helped no sibling count against an
-  entry of theirs, but `add` lets them in as none.
+  Valid are closed strategies that are not empty; those that helped no sibling, or met none, count
+  for an entry of theirs, but `add` lets them in as none.
 
   Args:
     length_PG: tokens without the closing symbol.

@@ -134,21 +134,28 @@ def pooled(
 
 
 def proven(
-  strategy: Segment, successes_NG: jax.Array, trials_NG: jax.Array, members: int
+  strategy: Segment, credit_NGJ: jax.Array, graded_NGJ: jax.Array, members: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Each family's best strategy: (tokens [F, S], length [F], bound [F]).
 
-  Best by the lower confidence bound of its success on all problems of the family, its own included;
-  equal texts add up. What is not closed counts nothing.
+  Best by the lower confidence bound of its success on the problems of the family, its own included.
+  A problem is one trial, its success the mean over all executions there behind the same text: a
+  text that one problem wrote many times is not proven by it. What is not closed counts nothing.
 
   Args:
     strategy: arrays [N, G, S], families of `members` rows one after another.
-    successes_NG, trials_NG: of each strategy's own executions.
+    credit_NGJ, graded_NGJ: of each strategy's own executions, on J problems; without credit for
+      what was not graded.
   """
   flat = lambda x: x.reshape(-1, members * x.shape[1], *x.shape[2:])
+  rows = lambda x: x.astype(jnp.float32).reshape(-1, members, *x.shape[1:])  # [F, A, G, J]
   same = _equal(strategy, members).astype(jnp.float32)
-  summed = lambda x_NG: jnp.einsum("fmn,fn->fm", same, flat(x_NG))
-  bound = lower_bound(summed(successes_NG), summed(trials_NG)) * flat(form(strategy))
+  same = same.reshape(*same.shape[:2], members, -1)  # [F, M, A, G]
+  by_problem = lambda x_NGJ: jnp.einsum("fmag,fagj->fmaj", same, rows(x_NGJ))
+  right, count = by_problem(credit_NGJ), by_problem(graded_NGJ)
+  successes = (right / jnp.maximum(count, 1)).sum((2, 3))
+  bound = lower_bound(successes, (count > 0).astype(jnp.float32).sum((2, 3)))
+  bound *= flat(form(strategy))
   best = bound.argmax(1)
   take = lambda x: jnp.take_along_axis(flat(x), best.reshape(-1, *[1] * (x.ndim - 1)), 1)[:, 0]
   return take(strategy.tokens_BL), take(strategy.length_B), bound.max(1)
@@ -233,14 +240,20 @@ def _foreign_logp(
 def evidence(
   strategy: Segment, credit_PGJ: jax.Array, graded_PGJ: jax.Array, config: Config
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(transfer_PG, successes_PG, trials_PG): what a strategy is worth on its siblings."""
+  """(transfer_PG, successes_PG, trials_PG): what a strategy is worth on its siblings.
+
+  A strategy that no sibling tried gets the mean of those of its group that some did: untested it
+  earns neither more nor less than they.
+  """
   own_PG, siblings = credit_PGJ[:, :, 0], credit_PGJ.shape[2] - 1
   if config.sgpo.pooled:
     mean_PG, successes_PG, trials_PG = pooled(
       strategy, own_PG, graded_PGJ[:, :, 0], config.sgpo.siblings + 1
     )
-    # without evidence from others, its own answer stands for them
-    return jnp.where(trials_PG > 0, mean_PG, own_PG), successes_PG, trials_PG
+    tried_PG = trials_PG > 0
+    known_P1 = (mean_PG * tried_PG).sum(1, keepdims=True)
+    known_P1 /= jnp.maximum(tried_PG.sum(1, keepdims=True), 1)
+    return jnp.where(tried_PG, mean_PG, known_P1), successes_PG, trials_PG
   credit_PGK, graded_PGK = credit_PGJ[:, :, 1:], graded_PGJ[:, :, 1:].astype(jnp.float32)
   transfer_PG = credit_PGK.sum(-1) / max(siblings, 1)
   return transfer_PG, (credit_PGK * graded_PGK).sum(-1), graded_PGK.sum(-1)

@@ -197,8 +197,13 @@ def test_verified_before_retrievable_and_demoted_again():
 
 
 def test_marked_active_by_a_person_remains_so_until_it_is_tried():
-  marked = filled([dict(tokens=[1], successes=0, trials=0)])
-  marked = marked.replace(status_N=jnp.where(marked.status_N == EMPTY, EMPTY, ACTIVE))
+  untried = dict(tokens=[2], successes=0, trials=0)  # `add` lets nothing in that has no success
+  marked = filled([dict(tokens=[1], successes=1, trials=1), untried])
+  assert (marked.status_N != EMPTY).sum() == 1
+  zero_N = jnp.zeros_like(marked.trials_N)
+  marked = marked.replace(
+    status_N=jnp.where(marked.status_N == EMPTY, EMPTY, ACTIVE), successes_N=zero_N, trials_N=zero_N
+  )
   after, _ = ADD(marked, entries([]), jnp.int32(1))
   assert after.status_N[0] == ACTIVE
   after, _ = ADD(after, entries([dict(tokens=[1], successes=0, trials=1)]), jnp.int32(2))

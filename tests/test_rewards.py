@@ -6,6 +6,7 @@ import pytest
 
 from sgpo import config as config_lib
 from sgpo import rewards
+from sgpo.bank_math import lower_bound
 from sgpo.types import NO_NUMBER, Segment
 
 
@@ -112,6 +113,28 @@ def test_equal_strategies_of_a_family_share_their_outcomes(symbols):
   nothing = graded.at[1].set(False)
   mean, successes, trials = rewards.pooled(strategy, correct, nothing, 2)
   assert (mean[0, 1], successes[0, 1], trials[0, 1]) == (0, 0, 0)
+
+  # Untested a strategy earns what the tested of its group do, and no more where none was tested.
+  config = config_lib.Config(sgpo=config_lib.Sgpo(pooled=True, siblings=1))
+  transfer, _, _ = rewards.evidence(strategy, correct[..., None], graded[..., None], config)
+  assert transfer.tolist() == [[0.5, 0.5], [0, 0], [0, 0], [0, 0]]
+
+
+def test_copies_on_one_problem_do_not_make_the_best_strategy():
+  """A family of three: the first writes 30 four times, the others 31 once each; all are right."""
+  text = jnp.array([[30, 30, 30, 30], [31, 40, 41, 42], [43, 44, 31, 45]])
+  tokens = jnp.stack([text, jnp.full_like(text, 4)], -1)
+  zero = jnp.zeros(tokens.shape)
+  strategy = Segment(tokens, zero, jnp.full(text.shape, 2), zero > 0, zero[..., 0] > 0)
+  credit = (text < 40).astype(jnp.float32)[..., None]
+  graded = jnp.ones(credit.shape, bool)
+  best, _, bound = rewards.proven(strategy, credit, graded, 3)
+  assert best.tolist() == [[31, 4]]
+  np.testing.assert_allclose(bound, lower_bound(2.0, 2.0), rtol=1e-6)
+  # As three families, each with its own problem: equal texts are one trial there, too.
+  best, _, bound = rewards.proven(strategy, credit, graded, 1)
+  assert best[:, 0].tolist() == [30, 31, 31]
+  np.testing.assert_allclose(bound, [lower_bound(1.0, 1.0)] * 3, rtol=1e-6)
 
 
 def test_what_could_not_be_graded_is_no_evidence():

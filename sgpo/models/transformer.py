@@ -83,14 +83,14 @@ JOINED = {  # matrices of a layer that are one product: the function, and what i
 TURNED = "qkv", "mlp", "down"  # on CPUs, see `turn`; with "o" sampling was slower
 
 
-def turn(matrix_LDX: jax.Array) -> jax.Array:
-  """Matrices [L, D, ...] that rows are multiplied with, as [L, ..., D] for `times_turned`.
+def turn(matrix_DX: jax.Array) -> jax.Array:
+  """A matrix [D, ...] that rows are multiplied with, as [..., D] for `times_turned`.
 
   XLA's kernels for CPUs read a product's left side row by row, once, and its right side column by
   column, once for each five rows of the left. With a matrix from memory and the few rows of a
   decoding step it takes a fifth longer on the right.
   """
-  return jnp.moveaxis(matrix_LDX, 1, -1)
+  return jnp.moveaxis(matrix_DX, 0, -1)
 
 
 def times_turned(x_BGQD: jax.Array, matrix_XD: jax.Array) -> jax.Array:
@@ -259,16 +259,27 @@ def _cast(config: config_lib.Model, params):
   return named(lambda at, x: x if kept(at[-1].key) else x.astype(config.dtype), params)
 
 
-def _split(config: config_lib.Model, params):
-  params = sharding.gathered(_cast(config, params))
-  layers = dict(params["layers"])
+def _decodable(stacked, i: int) -> dict:
+  """Layer i of the stacked ones as `LM.split` gives it.
+
+  It is cut out before it is gathered: all of them gathered would lie there twice.
+  """
+  layer = sharding.gathered(jax.tree.map(lambda x: x[i : i + 1], stacked))
+  layer = {name: x[0] for name, x in layer.items()}
   for name, (join, parts) in JOINED.items():
-    layers[name] = join(*(layers.pop(part) for part in parts))
+    layer[name] = join(*(layer.pop(part) for part in parts))
   if sharding.on_cpus():
     for name in TURNED:
-      layers[f"{name}_turned"] = turn(layers.pop(name))
-  embed = params["embed"].astype(config.dtype)  # cast once, not for each token
-  return {**params, "embed": embed, "layers": _unstack(layers, config.layers)}
+      layer[f"{name}_turned"] = turn(layer.pop(name))
+  return layer
+
+
+def _split(config: config_lib.Model, params):
+  params = _cast(config, params)
+  layers = tuple(_decodable(params["layers"], i) for i in range(config.layers))
+  rest = sharding.gathered({name: x for name, x in params.items() if name != "layers"})
+  embed = rest["embed"].astype(config.dtype)  # cast once, not for each token
+  return {**rest, "embed": embed, "layers": layers}
 
 
 def make_lm(config: config_lib.Model, vocab: int) -> LM:
