@@ -131,7 +131,8 @@ def choose(dataset, args: argparse.Namespace) -> list[list[Problem]]:
 def make_sampler(loaded: Loaded, shots: str, chat: bool, args: argparse.Namespace) -> Callable:
   """(families, key) -> for each family, samples by member.
 
-  `chat`: the tokenizer puts questions into a chat template, instead of TEMPLATE.
+  `chat`: the tokenizer puts questions into a chat template, instead of TEMPLATE, which worked
+  examples are written in, and then the question behind them.
   """
   calculator = loaded.calculator if args.calculator is None else args.calculator
   sampling = config_lib.Sampling(
@@ -144,7 +145,7 @@ def make_sampler(loaded: Loaded, shots: str, chat: bool, args: argparse.Namespac
     return lambda families, key: sample_strategies(
       loaded, [encode(family) for family in families], room=room, key=key, **fixed
     )
-  form = "{question}" if chat else TEMPLATE
+  form = "{question}" if chat and not shots else TEMPLATE
   # models without instruction tuning make up the next question
   answer = lambda sample: sample._replace(text=sample.text.split("\nQuestion:")[0].strip())
   ask = lambda q: shots + form.format(question=q)

@@ -89,12 +89,18 @@ class HarnessLM(Base):
     """(ids of a prompt and its continuation, how many are the prompt's).
 
     Both are encoded together, as words may join there, unless a template stands between them.
+    Spaces at the end of a context belong to the word behind them.
     """
     tokenizer = self.loaded.tokenizer
-    before = tokenizer.encode_prompt(context) or [tokenizer.symbols.eos]
+    text = context.rstrip()
+    context, continuation = text, context[len(text) :] + continuation
+    before = self._prompt(context)
     whole = tokenizer.encode_prompt(context + continuation)
     bare = whole[: len(before)] == before
     return (whole if bare else before + tokenizer.encode_inside(continuation)), len(before)
+
+  def _prompt(self, context: str) -> list[int]:
+    return self.loaded.tokenizer.encode_prompt(context) or [self.loaded.tokenizer.symbols.eos]
 
   def loglikelihood_rolling(self, requests) -> list[float]:
     """log p(text)."""
@@ -110,7 +116,7 @@ class HarnessLM(Base):
     groups = collections.defaultdict(list)
     for index, request in enumerate(requests):
       context, settings = request.args
-      ids = self.loaded.tokenizer.encode_prompt(context)
+      ids = self._prompt(context)
       opening = ids[-1] if self.mode == "plain" else None  # prompts of a batch share it
       temperature = settings.get("temperature", 0.0) if settings.get("do_sample") else 0.0
       room = settings.get("max_gen_toks", self.room)

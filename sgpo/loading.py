@@ -1,6 +1,7 @@
 """Opening a run: its configuration, data, tokenizer, mesh, and its newest whole checkpoint."""
 
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from sgpo.models import hf, hf_config
 from sgpo.types import TrainState
 
 TOKENIZER = "tokenizer"  # folder of a run that started from a model folder
+OWN = "dtype", "attention", "remat", "unroll"  # of config.model: how a run computes, not what
 log = logging.getLogger(__name__)
 
 
@@ -71,7 +73,7 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
     model, vocab = hf_config.read_config(config.init_from)
   else:
     return config
-  own = {name: getattr(config.model, name) for name in ("dtype", "attention", "remat", "unroll")}
+  own = {name: getattr(config.model, name) for name in OWN}
   out = dataclasses.replace(
     config,
     model=dataclasses.replace(model, **own),
@@ -98,14 +100,38 @@ def _ancestors(start: str) -> Iterator[tuple[str, config_lib.Config]]:
     start = config.init_from
 
 
-def check_start(config: config_lib.Config) -> None:
-  """Refuses to start from a run that has learnt classes which this one takes for unseen.
-
-  So may have those that it started from.
+def check_weights(config: config_lib.Config, tokenizer: Tokenizer) -> None:
+  """Refuses a model folder whose weights are not those of its configuration; reads no weights.
 
   Raises:
-    ValueError: its shares of annotated classes, or of annotated and practice classes, are larger.
+    ValueError: names the file and the tensor.
   """
+  if folder.is_model(config.init_from):
+    init = lambda key: policy.init_params(config, tokenizer.vocab_size, key)
+    hf.opened(hf.Files(config.init_from), jax.eval_shape(init, jax.random.key(0)))
+
+
+def check_start(config: config_lib.Config) -> None:
+  """Refuses to start from a run of another model, or one that knows classes held to be unseen here.
+
+  So may those that it started from.
+
+  Raises:
+    ValueError: its model computes something else, or its shares of annotated classes, or of
+      annotated and practice classes, are larger.
+  """
+  if not folder.is_model(config.init_from):
+    for start, there in itertools.islice(_ancestors(config.init_from), 1):
+      same = {name: getattr(there.model, name) for name in OWN}
+      model = dataclasses.replace(config.model, **same)
+      if model != there.model:
+        changed = folder.differences(
+          dataclasses.asdict(there.model), dataclasses.asdict(model), "model."
+        )
+        raise ValueError(
+          f"config.init_from = {start} is a run of another model:\n  " + "\n  ".join(changed)
+          + "\nset these as they were there"
+        )  # fmt: skip
   mine = config.data
   for start, there in _ancestors(config.init_from):
     other = there.data
@@ -166,18 +192,10 @@ def first_params(run: Run) -> Any:
   if not run.config.init_from:
     return jax.jit(init, out_shardings=shardings)(key)
   if folder.is_model(run.config.init_from):
-    return hf.load(run.config.init_from, sharding.placed(run.mesh, {"params": abstract})["params"])
+    wanted = sharding.placed(run.mesh, {"params": abstract})["params"]
+    return hf.load(run.config.init_from, wanted, markers=[*run.tokenizer.markers.values()])
   start = load(run.config.init_from, run.config.mesh, data=False, training=False)
-  params = start.state.params
-  for (path, want), got in zip(
-    jax.tree_util.tree_leaves_with_path(abstract), jax.tree.leaves(params), strict=True
-  ):
-    if want.shape != got.shape:
-      raise ValueError(
-        f"config.init_from = {run.config.init_from}: parameter {jax.tree_util.keystr(path)} has "
-        f"shape {got.shape}, config.model asks for {want.shape}"
-      )
-  return jax.device_put(params, shardings)
+  return jax.device_put(start.state.params, shardings)
 
 
 def resume(run: Run, params: Any, training: bool = True) -> tuple[Position, TrainState | None]:

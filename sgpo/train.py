@@ -198,6 +198,13 @@ def run_stage(
   return state
 
 
+def _everywhere(known: bool) -> bool:
+  """What process 0 knows of the shared folder: another's view may be older, and must not differ."""
+  if jax.process_count() == 1:
+    return known
+  return bool(multihost_utils.broadcast_one_to_all(np.bool_(known)))
+
+
 def _evaluation(run: loading.Run, stage: int) -> str:
   """The file of a stage's evaluation."""
   return os.path.join(run.workdir, "eval", f"{run.config.stages[stage]}.json")
@@ -206,7 +213,7 @@ def _evaluation(run: loading.Run, stage: int) -> str:
 def finish_stage(run: loading.Run, state: TrainState, stage: int, global_step: int) -> None:
   """Evaluates, and writes what people look at."""
   name, path = run.config.stages[stage], _evaluation(run, stage)
-  if os.path.exists(path):
+  if _everywhere(os.path.exists(path)):
     return
   result, rows = evaluation.evaluate(run.config, state, run.dataset, run.tokenizer)
   has_bank, examples = isinstance(state.bank, bank_lib.Bank), {}
@@ -250,15 +257,15 @@ def begin(config: config_lib.Config, workdir: str) -> tuple[config_lib.Config, A
   tokenizer = loading.tokenizer_of(config, dataset, workdir)
   if fresh:
     pipeline.check_room(dataset, tokenizer, config)
+    loading.check_weights(config, tokenizer)
   refusal = None
   if jax.process_index() == 0:
     try:
       folder.make(config, workdir)
     except ValueError as error:
       refusal = error
-  if jax.process_count() > 1:  # the others wait for the folder, and end where there is none
-    refused = multihost_utils.broadcast_one_to_all(np.bool_(refusal is not None))
-    refusal = refusal or (ValueError("process 0 has refused, see there") if refused else None)
+  if _everywhere(refusal is not None):  # the others wait for the folder, and end with process 0
+    refusal = refusal or ValueError("process 0 has refused, see there")
   if refusal:
     raise refusal
   return config, dataset, tokenizer
@@ -273,7 +280,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
   """
   workdir, main = os.path.abspath(workdir), jax.process_index() == 0
   config, dataset, tokenizer = begin(config, workdir)
-  if os.path.exists(os.path.join(workdir, "DONE")):
+  if _everywhere(os.path.exists(os.path.join(workdir, "DONE"))):
     print(f"{workdir} is done; its report is {workdir}/report.html")
     return os.path.join(workdir, "report.html")
   caught: list[int] = []

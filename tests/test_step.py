@@ -274,7 +274,8 @@ def test_epochs_and_kl_run_and_move(config, symbols):
     state, make_families(), jax.random.key(3)
   )
   assert scalars(metrics)["train/kl"] > 0
-  assert scalars(metrics)["rollout/faithfulness"] >= 0
+  # Metrics are of the second epoch, whose policy is no longer the one that sampled.
+  assert scalars(metrics)["train/logp_diff"] > 1e-3
   moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, after.params)
   assert max(jax.tree.leaves(moved)) > 0
 

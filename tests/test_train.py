@@ -10,13 +10,16 @@ import threading
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sgpo import bank_io, bootstrap, evaluate, files, folder, loading, solve, train
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
 from sgpo.evaluation import sampling
-from sgpo.models import transformer
+from sgpo.models import hf, transformer
+from tests.data.test_pretrained import byte_level
+from tests.models.test_hf import MODELS, random_params
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -234,9 +237,48 @@ def test_init_from_takes_parameters_over(finished, tmp_path):
   run = loading.open_run(config, str(tmp_path), dataset, tokenizer)
   got = loading.first_params(run)
   jax.tree.map(np.testing.assert_array_equal, got, newest(finished)[1].params)
-  wider = dataclasses.replace(config, model=dataclasses.replace(CONFIG.model, mlp_width=32))
-  with pytest.raises(ValueError, match="mlp|down|gate|up"):
-    loading.first_params(run._replace(config=wider))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (dict(mlp_width=32), r"config.model.mlp_width: \d+ -> 32"),
+    (dict(rope=config_lib.Rope(theta=77.0)), r"config.model.rope.theta: [\d.]+ -> 77.0"),
+    (dict(tied=False), "config.model.tied: True -> False"),
+  ],
+)
+def test_a_start_of_another_model_is_refused(finished, tmp_path, change, message):
+  model = dataclasses.replace(CONFIG.model, **change)
+  with pytest.raises(ValueError, match=f"run of another model:\n  {message}"):
+    train.run(dataclasses.replace(CONFIG, model=model, init_from=finished), str(tmp_path / "x"))
+  assert os.listdir(tmp_path) == []
+  same = dataclasses.replace(CONFIG.model, remat=True, unroll=2)  # computes the same
+  loading.check_start(dataclasses.replace(CONFIG, model=same, init_from=finished))
+
+
+def test_weights_that_do_not_fit_leave_no_folder(tmp_path):
+  path, size = byte_level(tmp_path / "model", lines=["How many pens has Tom?"], vocab=300)
+  model = MODELS["qwen3"]
+  hf.export(path, random_params(model, size), model, size, dtype="float32")
+  weights = os.path.join(path, hf.SINGLE)
+  tensors = load_file(weights)
+  config = dataclasses.replace(
+    CONFIG, init_from=path, room=dataclasses.replace(CONFIG.room, prompt=256),
+    eval=dataclasses.replace(CONFIG.eval, prompt=256),
+  )  # fmt: skip
+  name = "model.layers.1.mlp.up_proj.weight"
+  for broken, message in (
+    ({k: v for k, v in tensors.items() if k != name}, f"has no tensor {name}"),
+    (tensors | {name: tensors[name].astype(np.int8)}, f"{name} is of I8, not of one of"),
+    (tensors | {"x": tensors[name]}, "tensors that this decoder does not use: .'x'"),
+  ):
+    save_file(broken, weights)
+    with pytest.raises(ValueError, match=message):
+      train.begin(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+  save_file(tensors, weights)
+  train.begin(config, str(tmp_path / "run"))
+  assert (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.parametrize("parts", [dict(annotated=0.1), dict(practice=0.1)])

@@ -54,19 +54,24 @@ def outcomes(
 def judged(
   family: list[Problem], tried: dict[str, np.ndarray], data: Data, admit: float, min_trials: int
 ) -> list[dict]:
-  """A row a strategy of a family: its counts on the siblings that decide, and on the others."""
+  """A row a strategy of a family: its counts on the siblings that decide, and on the others.
+
+  A sibling that decides is one trial, its success the mean over the times that the strategy was
+  sampled.
+  """
   rows = []
   for strategy, right_NJ in tried.items():
     deciding, others = right_NJ[:, 1 : 1 + SIBLINGS], right_NJ[:, 1 + SIBLINGS :]
-    bound = bank_math.lower_bound(np.float32(deciding.sum()), np.float32(deciding.size))
-    kept = deciding.size >= min_trials and float(bound) > admit
+    successes, trials = float(deciding.mean(0).sum()), deciding.shape[1]
+    bound = bank_math.lower_bound(np.float32(successes), np.float32(trials))
+    kept = trials >= min_trials and float(bound) >= admit
     rows.append(
       {
         "strategy": strategy,
         "domain": family[0].domain,
         "problem": family[0].question,
-        "successes": int(deciding.sum()),
-        "trials": deciding.size,
+        "successes": successes,
+        "trials": trials,
         "status": "active" if kept else "quarantined",
         "fresh": [int(others.sum()), others.size],
         "right plan": strategy == strategies.render(family[0].plan, data),

@@ -24,6 +24,7 @@ from sgpo.data import make_dataset, strategies
 from sgpo.data.tokenizers import Tokenizer
 from sgpo.methods import sgpo as method_lib
 from sgpo.models import transformer
+from sgpo.types import flatten
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/word_problems.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "timed rounds")
@@ -81,6 +82,8 @@ def sampling(config, tokenizer, params, families) -> Callable:
       symbols=tokenizer.symbols, sampling=config.sampling,
     )
   )  # fmt: skip
+  if config.sgpo.pooled:  # all problems of a family write strategies
+    families = flatten(families)
   prompts = families.prompt_PJT, families.length_PJ
   return lambda turn: jax.block_until_ready(sample(params, *prompts, jax.random.key(turn)))
 

@@ -34,6 +34,7 @@ JSON, MODEL, SETTINGS, GENERATION, MARKERS = (
   "sgpo_tokens.json",
 )
 END = "eos_token_id"  # beside the markers
+ADDED = "added_tokens.json"
 FILES = (  # config.json and generation_config.json are the model's: export keeps what they say
   JSON, MODEL, SETTINGS, GENERATION, "special_tokens_map.json", "chat_template.jinja",
   "config.json",
@@ -111,12 +112,24 @@ class _SentencePiece:
     pieces = [self._model.id_to_piece(i) for i in range(self.size)]
     self._ids = {piece: i for i, piece in enumerate(pieces)}
     self.reserved = [i for i, piece in enumerate(pieces) if _RESERVED.fullmatch(piece)]
+    self._special = [piece for piece in pieces if re.fullmatch(r"<\S+>|\[\S+\]", piece)]
     self.find = self._ids.get
+    self._refuse_added(os.path.dirname(path))
+
+  def _refuse_added(self, folder: str) -> None:
+    """Tokens behind the vocabulary, as fine-tuning adds them, stand in no `tokenizer.model`."""
+    path = os.path.join(folder, ADDED)
+    added = files.read_json(path) if os.path.exists(path) else {}
+    if beyond := [piece for piece, i in added.items() if i >= self.size]:
+      raise ValueError(
+        f"{path} adds {beyond[0]!r} to the vocabulary of {MODEL}: give the folder a {JSON}, which "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes"
+      )
 
   def encode(self, text: str, markers: bool, inside: bool = False) -> list[int]:
     text = text if inside else self._before + text
-    special = [p for p in self._ids if re.fullmatch(r"<\S+>|\[\S+\]", p) and p in text]
-    if not markers or not special:
+    special = [piece for piece in self._special if piece in text] if markers else []
+    if not special:
       return self._model.encode(text)
     known = lambda part: [self._ids[part]] if part in special else self._model.encode(part)
     return [i for part in _cutter(special).split(text) if part for i in known(part)]
@@ -180,8 +193,9 @@ class PretrainedTokenizer(Tokenizer):
       if known is None and (known := next(spare, None)) is None:
         known, added = added, added + 1
       self.markers[piece] = known
+    used = max(*self.markers.values(), self._eos, *self._backend.begin, 0) + 1
     grown = -(-added // ROUND) * ROUND
-    self.vocab_size = data.vocab_size if added <= data.vocab_size else grown
+    self.vocab_size = data.vocab_size if used <= data.vocab_size else grown
     self.text_of = {i: piece for piece, i in self.markers.items()}
     m = self.markers
     space = find("Ġ") if find("Ġ") is not None else find(WORD)
@@ -192,7 +206,8 @@ class PretrainedTokenizer(Tokenizer):
       equals=m["="], open=m["<<"], close=m[">>"], answer=m["####"],
       space=m["<pad>"] if space is None else space,
     )  # fmt: skip
-    self._before, self._after = self._surroundings(data)
+    self.stops = frozenset([self._eos, *self._generation_stops()])
+    self._before, self._lead, self._trail, self._after = self._surroundings(data)
     self._text_before = len(self._before) > len(self._backend.begin)
     probe = self._backend.encode("a", markers=False)
     self._probe, self._probe_text = probe, self._backend.decode(probe)
@@ -235,21 +250,28 @@ class PretrainedTokenizer(Tokenizer):
     except jinja2.TemplateError as error:
       raise ValueError(f"the chat template of {self.folder} cannot be filled: {error}") from None
 
+  def _generation_stops(self) -> list[int]:
+    """The stop tokens of generation_config.json."""
+    path = os.path.join(self.folder, GENERATION)
+    stops = files.read_json(path).get("eos_token_id") if os.path.exists(path) else None
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
   def _turn_end(self) -> int | None:
     """The stop token of generation_config.json by which the chat template ends an answer.
 
     Models may have one for texts and one for turns, and name the first in their tokenizer.
     """
-    path = os.path.join(self.folder, GENERATION)
-    stops = files.read_json(path).get("eos_token_id") if os.path.exists(path) else None
-    if not isinstance(stops, list):
+    if len(stops := self._generation_stops()) < 2:
       return None
     behind = self._chat(("user", "?"), ("assistant", _HERE)).partition(_HERE)[2]
     ids = self._backend.encode(behind, markers=True, inside=True)
     return next((i for i in ids if i in stops), None)
 
-  def _surroundings(self, data: config_lib.Data) -> tuple[list[int], list[int]]:
-    """Ids before and behind a question."""
+  def _surroundings(self, data: config_lib.Data) -> tuple[list[int], str, str, list[int]]:
+    """Ids before a question, space that is encoded with it on either side, and ids behind.
+
+    Tokenizers join a space with the word behind it, and a line end with the mark before.
+    """
     if "{question}" not in data.template:
       raise ValueError(f'config.data.template = {data.template!r} must hold "{{question}}"')
     text = data.template.replace("{question}", _HERE)
@@ -260,9 +282,11 @@ class PretrainedTokenizer(Tokenizer):
       if bos and text.startswith(bos):
         begin = []
     before, _, after = text.partition(_HERE)
+    head, tail = before.rstrip(" "), after.lstrip()
     encode = partial(self._backend.encode, markers=True)
-    behind = encode(after, inside=True) if after else []
-    return [*begin, *(encode(before) if before else [])], behind
+    ids = [*begin, *(encode(head) if head else [])]
+    lead, trail = before[len(head) :], after[: len(after) - len(tail)]
+    return ids, lead, trail, encode(tail, inside=True) if tail else []
 
   def encode(self, text: str) -> list[int]:
     """Ids of plain text; markers in it are text."""
@@ -286,8 +310,8 @@ class PretrainedTokenizer(Tokenizer):
 
   def encode_prompt(self, question: str, hints: Sequence[str] = ()) -> list[int]:
     """The template with the question, then each hint behind its marker."""
-    ids = [*self._before, *(self.encode_inside if self._text_before else self.encode)(question)]
-    ids += self._after
+    encode = self.encode_inside if self._text_before else self.encode
+    ids = [*self._before, *encode(self._lead + question + self._trail), *self._after]
     for hint in hints:
       ids += [self.symbols.hint, *self.encode_strategy(hint)[:-1]]
     return ids

@@ -50,6 +50,7 @@ class Tokenizer:
       add=find("+"), sub=find("-"), mul=find("*"), div=find("/"), equals=find("="),
       open=find("<<"), close=find(">>"), answer=find("####"), space=find(SPACE),
     )  # fmt: skip
+    self.stops = frozenset([self.symbols.eos])  # tokens that end a text
 
   @classmethod
   def train(cls, texts: Iterable[str], vocab_size: int, extra: Sequence[str] = ()) -> "Tokenizer":

@@ -1,6 +1,7 @@
 """Texts that a model samples for prompts: answers, or strategies with their executions."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -105,8 +106,10 @@ def sample_plain(
   tokens = pipeline.pad([ids[:-1] for ids in prompts], -(-longest // BUCKET) * BUCKET, s.pad)
   length = np.array([len(ids) - 1 for ids in prompts], np.int32)
   segment = _generate(lm, s, sampling, samples, room, opening, params, tokens, length, key)
+  # Models may end in other tokens than the one at which sampling stops.
+  ended = lambda ids: itertools.takewhile(lambda i: i not in tokenizer.stops, ids.tolist())
   for row, count in zip(*jax.device_get((segment.tokens_BL, segment.length_B)), strict=True):
-    yield [Sample(tokenizer.decode(ids[:n].tolist())) for ids, n in zip(row, count, strict=True)]
+    yield [Sample(tokenizer.decode([*ended(ids[:n])])) for ids, n in zip(row, count, strict=True)]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))

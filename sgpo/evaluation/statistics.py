@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap, interquartile means, paired differences. numpy only.
+"""Intervals by the bootstrap, and interquartile means. numpy only.
 
 Problems of one class come out right or wrong together, so where classes are given whole classes
 are resampled, each with all of its problems (the cluster bootstrap; A. C. Davison and D. V.
@@ -104,24 +104,6 @@ def bootstrap_interval(
   values_N = _values(values)
   draws = _resampled_means(values_N, classes, resamples, np.random.default_rng(seed))
   return percentiles(values_N.mean(), draws, confidence)
-
-
-def paired_difference(
-  after: Sequence[float], before: Sequence[float], classes: Sequence[int] | None = None,
-  confidence: float = 0.95, resamples: int = 2000, seed: int = 0,
-) -> Interval:  # fmt: skip
-  """mean(after - before) over the same problems, with its bootstrap interval.
-
-  Pairs are resampled as wholes, so what both sides share (a hard problem) cancels. The transfer
-  score is such a difference: (sibling - none) - (wrong - none) = sibling - wrong, pair by pair.
-
-  Raises:
-    ValueError: different numbers of values, or none.
-  """
-  if len(after) != len(before):
-    raise ValueError(f"pairs need equal lengths, got {len(after)} and {len(before)}")
-  difference = np.asarray(after, float) - np.asarray(before, float)
-  return bootstrap_interval(difference, classes, confidence, resamples, seed)
 
 
 def mean_of_groups(

@@ -15,9 +15,15 @@ _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _SUM = re.compile(r"[\s\d.,$€£()+*/×x-]+")  # a calculation, before what it makes
 _OPERATOR = re.compile(r"\d\s*[+*/×x-]")
 _UNIT = re.compile(r"(?<=[A-Za-z])(?:\s*[$€£]|\.(?=\d))")  # US$18, Rs.18
+_TIMES, _OVER = re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), re.compile(r"\\div(?![A-Za-z])")
+_SIGN = re.compile(r"^[ \t$€£]*-[ \t$€£]+(?=[\d.])")  # of an answer, apart from its digits
 _NOISE = re.compile(r"\\[$%!,;: ]|[$€£`]|\*(?!\d)|(?<!\d)\*")
 TOLERANCE = Fraction(1, 1000)  # of golds that are not whole, and as a share of smaller ones
 ROUNDED = 2  # decimals from which a gold may be a longer number's rounding
+
+
+def _operators(text: str) -> str:
+  return _OVER.sub("/", _TIMES.sub("*", text))
 
 
 def _numbers(text: str) -> list[tuple[Fraction, int]]:
@@ -43,11 +49,12 @@ def read(text: str, marked: bool = False) -> Fraction | None:
   answer = marked_answer(text)
   if answer is None and marked:
     return None
-  found = _numbers(text if answer is None else answer)
-  if not found:
-    return None
   if answer is None:
-    return found[-1][0]
+    found = _numbers(text)
+    return found[-1][0] if found else None
+  answer = _SIGN.sub("-", _operators(answer))
+  if not (found := _numbers(answer)):
+    return None
   left, equals, right = answer.partition("=")
   while equals and _SUM.fullmatch(left) and _OPERATOR.search(left) and _numbers(right):
     found = _numbers(right)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from sgpo import files
 from sgpo.models import hf_config
 
 GIB = 1 << 30
+DTYPES = ("F64", "F32", "F16", "BF16")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -65,6 +66,7 @@ OUTER = {
   "final_norm": Leaf("model.norm.weight"),
   "head": Leaf("lm_head.weight", 1),
 }
+VOCABULARY = {"embed": 0, "head": 1}  # the axis of our arrays along which tokens lie
 # Some checkpoints carry these although nothing reads them.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$|^lm_head\.weight$")
 
@@ -104,7 +106,7 @@ class Files:
     """The tensor, to be sliced by `read`.
 
     Raises:
-      ValueError: it is not there, or of another shape.
+      ValueError: it is not there, of another shape, or no floating-point numbers.
     """
     if name not in self._file_of:
       raise ValueError(f"{self._source} has no tensor {name}")
@@ -115,6 +117,11 @@ class Files:
       out = self._opened[file].get_slice(name)
     except safetensors.SafetensorError as error:
       raise ValueError(f"{os.path.join(self.folder, file)}: {error}") from None
+    if out.get_dtype() not in DTYPES:
+      raise ValueError(
+        f"{os.path.join(self.folder, file)}: {name} is of {out.get_dtype()}, not of one of "
+        f"{', '.join(DTYPES)}; quantized weights are not supported"
+      )
     if tuple(out.get_shape()) != shape:
       raise ValueError(
         f"{os.path.join(self.folder, file)}: {name} has shape {tuple(out.get_shape())}, "
@@ -161,6 +168,8 @@ def _read(source: Files, tensor, leaf: Leaf, shape: tuple[int, ...], index: tupl
   """Our slice of a tensor of theirs, float32."""
   sizes = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
   n = leaf.inputs
+  if not all(sizes):
+    return np.zeros(sizes, np.float32)
   if leaf.plain:
     return source.read(tensor, index).astype(np.float32)
   cut = (_flat(index[n:], shape[n:]), *([_flat(index[:n], shape[:n])] if n else []))
@@ -179,68 +188,106 @@ def _assemble(shape: tuple[int, ...], sharding, make) -> jax.Array:
   return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
-def load(folder: str, abstract_params: Any, source: Files | None = None) -> Any:
+def opened(source: Files, abstract_params: Any) -> dict:
+  """The tensors of a folder's parameters, to be read; under "layers" a list of layers by name.
+
+  Only the heads of the files are read.
+
+  Raises:
+    ValueError: names the file and the tensor that is missing, truncated, of another shape or type,
+      or that nothing would read.
+  """
+  model, vocab = hf_config.read_config(source.folder)
+
+  def outer(name: str, shape: tuple[int, ...]) -> Any:
+    axis = VOCABULARY.get(name)
+    shape = tuple(vocab if i == axis else size for i, size in enumerate(shape))
+    return source.tensor(OUTER[name].name, _theirs(OUTER[name], shape))
+
+  def layers(leaf: Leaf, shape: tuple[int, ...]) -> list:
+    name, theirs = "model.layers.{}." + leaf.name, _theirs(leaf, shape[1:])
+    return [source.tensor(name.format(i), theirs) for i in range(shape[0])]
+
+  out = {name: outer(name, x.shape) for name, x in abstract_params.items() if name != "layers"}
+  wanted = leaves_of(model)
+  out["layers"] = {n: layers(wanted[n], x.shape) for n, x in abstract_params["layers"].items()}
+  unread = sorted(name for name in source.left if not _IGNORED.search(name))
+  if unread:
+    raise ValueError(f"{source.folder} has tensors that this decoder does not use: {unread[:3]}")
+  return out
+
+
+def load(
+  folder: str, abstract_params: Any, source: Files | None = None, markers: Sequence[int] = ()
+) -> Any:
   """Parameters of a folder, float32, each leaf with the sharding of its abstract counterpart.
 
-  Rows of the vocabulary that the files lack are drawn around the mean of the others.
+  Rows of the vocabulary that the files lack are drawn around the mean of the others, and so are
+  rows of `markers` that were never trained: those of zeros, or equal to another marker's.
 
   Args:
     abstract_params: a tree of jax.ShapeDtypeStruct with shardings.
+    markers: ids of tokens that have to be told apart.
   Raises:
-    ValueError: names the file and the tensor that is missing, truncated or of another shape.
+    ValueError: as `opened` does.
   """
   model, vocab = hf_config.read_config(folder)
   source = source or Files(folder)
+  tensors, wanted = opened(source, abstract_params), leaves_of(model)
 
-  def stacked(leaf: Leaf, want) -> jax.Array:
-    tensors = [
-      source.tensor(f"model.layers.{i}.{leaf.name}", _theirs(leaf, want.shape[1:]))
-      for i in range(want.shape[0])
-    ]
+  def stacked(name: str, want) -> jax.Array:
+    leaf, shape = wanted[name], want.shape[1:]
     make = lambda index: np.stack(
-      [_read(source, t, leaf, want.shape[1:], index[1:]) for t in tensors[index[0]]]
+      [_read(source, t, leaf, shape, index[1:]) for t in tensors["layers"][name][index[0]]]
     )
     return _assemble(want.shape, want.sharding, make)
 
   def outer(name: str, want) -> jax.Array:
-    leaf, axis = OUTER[name], {"embed": 0, "head": 1}.get(name)
-    shape = list(want.shape)
-    if axis is not None:
-      shape[axis] = vocab
-    tensor = source.tensor(leaf.name, _theirs(leaf, tuple(shape)))
+    leaf, axis, tensor = OUTER[name], VOCABULARY.get(name), tensors[name]
+    if axis is None:
+      make = lambda index: _read(source, tensor, leaf, want.shape, index)
+      return _assemble(want.shape, want.sharding, make)
+    shape = tuple(vocab if i == axis else size for i, size in enumerate(want.shape))
 
     def make(index):
-      if axis is None:
-        return _read(source, tensor, leaf, want.shape, index)
       start, stop, _ = index[axis].indices(want.shape[axis])
       inside = list(index)
       inside[axis] = slice(min(start, vocab), min(stop, vocab))
       rest = [(0, 0)] * want.ndim
       rest[axis] = (0, stop - start - (inside[axis].stop - inside[axis].start))
-      return np.pad(_read(source, tensor, leaf, tuple(shape), tuple(inside)), rest)
+      return np.pad(_read(source, tensor, leaf, shape, tuple(inside)), rest)
 
     out = _assemble(want.shape, want.sharding, make)
-    if axis is not None and want.shape[axis] > vocab:
-      out = jax.jit(_fill, static_argnums=(1, 2), out_shardings=want.sharding)(out, axis, vocab)
-    return out
+    if want.shape[axis] == vocab and not markers:
+      return out
+    fill = jax.jit(_fill, static_argnums=(1, 2, 3), out_shardings=want.sharding)
+    return fill(out, axis, vocab, tuple(markers))
 
   params = {name: outer(name, want) for name, want in abstract_params.items() if name != "layers"}
-  wanted = leaves_of(model)
-  params["layers"] = {
-    name: stacked(wanted[name], want) for name, want in abstract_params["layers"].items()
-  }
-  unread = sorted(name for name in source.left if not _IGNORED.search(name))
-  if unread:
-    raise ValueError(f"{folder} has tensors that this decoder does not use: {unread[:3]}")
+  params["layers"] = {name: stacked(name, x) for name, x in abstract_params["layers"].items()}
   return params
 
 
-def _fill(table: jax.Array, axis: int, count: int) -> jax.Array:
-  """Rows from `count` on, drawn with the mean and a tenth of the deviation of those before."""
+def _fill(table: jax.Array, axis: int, count: int, markers: tuple[int, ...]) -> jax.Array:
+  """Rows from `count` on, and untrained ones of `markers`, drawn anew.
+
+  With the mean and a tenth of the deviation of those before `count`.
+  """
   table = jnp.moveaxis(table, axis, 0)
   mean, deviation = table[:count].mean(0), table[:count].std(0)
-  noise = jax.random.normal(jax.random.key(0), table[count:].shape, table.dtype)
-  return jnp.moveaxis(table.at[count:].set(mean[None] + 0.1 * deviation[None] * noise), 0, axis)
+
+  def drawn(seed: int, rows: int) -> jax.Array:
+    noise = jax.random.normal(jax.random.key(seed), (rows, *mean.shape), table.dtype)
+    return mean[None] + 0.1 * deviation[None] * noise
+
+  table = table.at[count:].set(drawn(0, table.shape[0] - count))
+  if known := [i for i in markers if i < count]:
+    ids = jnp.array(known)
+    rows = table[ids]
+    untrained = jnp.abs(rows).max(1) <= 1e-6 * deviation.max()
+    untrained |= (rows[:, None] == rows[None]).all(-1).sum(1) > 1
+    table = table.at[ids].set(jnp.where(untrained[:, None], drawn(1, len(known)), rows))
+  return jnp.moveaxis(table, 0, axis)
 
 
 # Weights out.

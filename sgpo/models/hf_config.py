@@ -35,13 +35,19 @@ def _rope(raw: dict, where: str) -> config_lib.Rope:
   if raw["model_type"] == "gemma3_text":
     local_theta = local.get("rope_theta") or raw.get("rope_local_base_freq") or 10_000.0
   kind = scaling.get("rope_type", scaling.get("type", "default"))
+  for part in (raw, scaling):
+    if part.get("partial_rotary_factor", 1) != 1:
+      share = part["partial_rotary_factor"]
+      raise ValueError(f"{where}: partial_rotary_factor = {share} is not supported")
   out = config_lib.Rope(theta=float(theta), local_theta=float(local_theta))
   if kind == "default":
     return out
   if kind not in config_lib.ROPE_SCALINGS:
     raise ValueError(f"{where}: rope type {kind!r} is not one of {config_lib.ROPE_SCALINGS}")
   refused = [name for name in ("mscale", "mscale_all_dim") if scaling.get(name)]
-  if refused or not scaling.get("truncate", True) or scaling.get("partial_rotary_factor", 1) != 1:
+  if scaling.get("factor") is None:
+    raise ValueError(f"{where}: rope scaling {scaling} has no factor")
+  if refused or not scaling.get("truncate", True):
     raise ValueError(f"{where}: rope scaling {scaling} has fields that are not supported")
   low, high = ("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")
   slow, fast = {"llama3": low, "yarn": high}.get(kind, ("", ""))
@@ -90,6 +96,12 @@ def read_config(folder: str) -> tuple[config_lib.Model, int]:
   if kind not in FAMILIES:
     raise ValueError(
       f"{where}: model_type = {kind!r} is not supported; it must be one of {', '.join(FAMILIES)}"
+    )
+
+  if raw.get("quantization_config"):
+    method = raw["quantization_config"].get("quant_method")
+    raise ValueError(
+      f"{where}: the weights are quantized ({method}), which is not supported; fetch the original"
     )
 
   def field(name: str) -> Any:

@@ -180,6 +180,43 @@ def test_an_answer_in_a_chat_ends_with_its_turn(tmp_path):
     assert again(True).symbols.eos == again(False).symbols.eos == make(asked).symbols.eos
 
 
+def test_spaces_around_a_question_are_encoded_with_it(tmp_path):
+  folder, size = byte_level(tmp_path / "model")
+  whole = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json").encode
+  for template in ("Now: {question}", "{question}\nIn May", "[INST] {question} [/INST]"):
+    tokenizer = PretrainedTokenizer(folder, config_lib.Data(vocab_size=size, template=template))
+    text = template.format(question="Weng earns 12 dollars?")
+    assert tokenizer.encode_prompt("Weng earns 12 dollars?") == whole(text).ids
+
+
+def test_all_stop_tokens_of_a_folder_are_known(tmp_path):
+  folder, size = byte_level(tmp_path / "model", [*SPECIAL, "<turn>"])
+  make = lambda: PretrainedTokenizer(folder, config_lib.Data(vocab_size=size))
+  assert make().stops == {1}
+  for stops in ([1, len(SPECIAL)], len(SPECIAL)):
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    assert make().stops == {1, len(SPECIAL)}
+
+
+def test_a_vocabulary_grows_only_where_a_marker_needs_it(tmp_path):
+  folder, size = byte_level(tmp_path / "model", [*SPECIAL[:2], *reserved(40)])
+  make = lambda vocab: PretrainedTokenizer(folder, config_lib.Data(vocab_size=vocab))
+  assert make(size).vocab_size == size
+  assert make(size - 1).vocab_size == size - 1  # the tokenizer's last token has no row, nor use
+  folder, size = byte_level(tmp_path / "other")
+  assert PretrainedTokenizer(folder, config_lib.Data(vocab_size=size)).vocab_size == 512
+
+
+def test_tokens_behind_a_sentencepiece_vocabulary_are_refused(tmp_path):
+  folder, size = sentence_piece(tmp_path / "model")
+  added = tmp_path / "model" / "added_tokens.json"
+  added.write_text(json.dumps({"</s>": 2}))
+  PretrainedTokenizer(folder, config_lib.Data(vocab_size=size))
+  added.write_text(json.dumps({"</s>": 2, "<|im_start|>": size}))
+  with pytest.raises(ValueError, match=r"added_tokens.json adds '<\|im_start\|>' to the vocab"):
+    PretrainedTokenizer(folder, config_lib.Data(vocab_size=size))
+
+
 @pytest.mark.parametrize(
   "chat, message",
   [

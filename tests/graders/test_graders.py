@@ -103,6 +103,14 @@ def test_marked_answers(text, answer):
     ("The final answer is as follows. Janet makes $18.", 18),
     ("#### Rs.18", 18),
     ("#### A$1,200.50", Fraction("1200.5")),
+    (r"The answer is $2 \times 3 = 6$.", 6),
+    (r"\boxed{3 \cdot 6 = 18}", 18),
+    (r"#### $20 \div 2 = 10$", 10),
+    ("#### - 5", -5),
+    ("#### -$ 5", -5),
+    (r"\boxed{- 5}", -5),
+    ("#### 10 - 5 = 5", 5),
+    ("They are:\n- 3 apples\n- 4 pears", 4),
   ],
 )
 def test_numbers(text, value):

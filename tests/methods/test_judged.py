@@ -164,8 +164,8 @@ def test_first_the_judge_learns_then_the_policy(method, flat, symbols):
   assert moved(one.params, two.params) > 1e-6 and moved(judged(one), judged(two)) == 0
   assert np.isfinite(first["critic/loss"]) and np.isnan(second["critic/loss"])
   assert np.isnan(first["train/loss"]) and np.isfinite(second["train/loss"])
-  assert float(second["cost/read"]) > float(first["cost/read"]) or method is prm
   if method is rlhf:
+    assert float(second["cost/read"]) > float(first["cost/read"])
     assert moved(one.critic["value"].params, judged(one)) == 0  # it starts from the reward model
     assert moved(one.critic["value"].params, two.critic["value"].params) > 0
-    assert float(second["critic/value_loss"]) >= 0
+    assert float(second["critic/value_loss"]) > 0

@@ -118,6 +118,26 @@ def test_more_rows_than_the_files_have(folder):
   assert np.abs(fresh - mean).max() < np.asarray(whole["embed"]).std()
 
 
+def test_markers_that_were_never_trained_are_told_apart(tmp_path):
+  params = random_params(BASE)
+  zeros, alike, trained = [3, 4], [10, 11], [20]
+  params["embed"][zeros], params["head"][:, zeros] = 0, 0
+  params["embed"][alike], params["head"][:, alike] = params["embed"][10], params["head"][:, :1]
+  hf.export(str(tmp_path), params, BASE, V, dtype="float32")
+  got = hf.load(str(tmp_path), abstract(BASE, mesh=(4, 2)), markers=[*zeros, *alike, *trained])
+  for old, new in ((params["embed"], got["embed"]), (params["head"].T, got["head"].T)):
+    new = np.asarray(new)
+    rest = np.setdiff1d(np.arange(V), [*zeros, *alike])
+    np.testing.assert_array_equal(new[rest], old[rest])
+    assert len(np.unique(new, axis=0)) == V and (new[zeros] != 0).all()
+    assert np.abs(new[zeros] - old.mean(0)).max() < old.std()
+
+
+def test_a_device_may_hold_rows_alone_that_the_files_lack(folder):
+  got = hf.load(folder, abstract(BASE, 2 * V, (1, 8)))
+  np.testing.assert_array_equal(got["embed"][:V], hf.load(folder, abstract(BASE))["embed"])
+
+
 def test_an_export_keeps_other_fields_of_the_source(tmp_path):
   source = {"eos_token_id": [7, 8], "max_position_embeddings": 77}
   hf.export(str(tmp_path), random_params(BASE), BASE, V, source=source)
@@ -140,6 +160,9 @@ def test_a_model_of_no_family_is_not_exported(tmp_path):
     (dict(hidden_act="relu"), "hidden_act = 'relu' is not one of"),
     (dict(mlp_bias=True), "mlp_bias = True is not supported"),
     (dict(rope_parameters=dict(rope_type="dynamic", factor=2.0)), "rope type 'dynamic'"),
+    (dict(rope_scaling=dict(type="linear"), rope_parameters=None), "rope scaling .* has no factor"),
+    (dict(partial_rotary_factor=0.5), "partial_rotary_factor = 0.5 is not supported"),
+    (dict(quantization_config=dict(quant_method="fp8")), r"are quantized \(fp8\)"),
     (dict(intermediate_size=40), r"down_proj.weight has shape \(32, 48\), .* asks for \(32, 40\)"),
     (dict(num_hidden_layers=4), "index.json has no tensor model.layers.3"),
     (dict(num_hidden_layers=2), "tensors that this decoder does not use: .*model.layers.2"),
