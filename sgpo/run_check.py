@@ -92,8 +92,8 @@ def check_data(config: config_lib.Config, dataset) -> None:
   wants_plans = {"sft", "sft_more"} & {*config.stages}
   if wants_plans and not dataset.plans:
     raise ValueError(
-      f"config.stages = {config.stages}: {name} has no plans to imitate; start from a model that "
-      "follows instructions, with config.stages=('sgpo',)"
+      f"config.stages = {config.stages}: {name} has no plans to imitate; start from a run that has "
+      "learnt to write strategies, with config.init_from=RUN and config.stages=('sgpo',)"
     )
   if config.bank.capacity and config.bank.bootstrap and not (config.bank.file or dataset.plans):
     raise ValueError(

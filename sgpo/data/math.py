@@ -1,7 +1,7 @@
 """MATH (arXiv 2103.03874): its folder layout, or JSON lines such as MATH-500.
 
 A class is a subject and a level. Solutions have no annotated steps, so there are no plans to
-imitate: SGPO starts from a model that follows instructions, without a cold start.
+imitate: SGPO starts from a run that has learnt to write strategies on other data.
 """
 
 import collections
