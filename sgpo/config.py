@@ -177,7 +177,8 @@ class BankConfig:
   retrieved: int = 2  # R
   dropout: float = 0.5  # share of families that get no hints
   admit: float = 0.5  # lower confidence bound of transfer success that makes an entry active
-  min_trials: int = 8  # siblings that an entry was tried on before it can become active
+  # siblings that an entry was tried on before it can become active; one that comes again counts
+  min_trials: int = 8
   file: str = ""  # JSON lines of strategies that seed the bank, instead of worked examples
   bootstrap: int = 256  # worked examples whose plans seed the bank; 0 = none
   bandwidth: float = 0.01  # similarity of problems: exp((cosine - 1) / bandwidth)

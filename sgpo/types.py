@@ -78,7 +78,7 @@ class Families:
   answer_PJ: jax.Array  # int32
   numbers_PJM: jax.Array  # int32, NO_NUMBER behind the last
   domain_P: jax.Array  # int32, index into the dataset's `domains`
-  source_P: jax.Array  # int32, number of the family: problems of different ones are independent
+  source_P: jax.Array  # int32, number of the family
   gold_PJU: jax.Array | None = None  # uint8, answers as UTF-8 text, where the host grades; 0 behind
 
 
