@@ -186,7 +186,7 @@ def rollout_metrics(retrieval: Retrieval, rollout, r: rewards.Rewards, siblings:
   }
   out["rollout/guided_gain"] = out["rollout/guided_accuracy"] - out["rollout/unguided_accuracy"]
   if siblings:
-    # of those that others tried, too: elsewhere their own answers stand in
+    # of those that others tried: elsewhere the mean of the group stands in
     out["rollout/transfer"] = _mean_where(r.transfer_PG, f32(r.trials_PG > 0))
     out["rollout/trials"] = r.trials_PG.mean()
   return out
