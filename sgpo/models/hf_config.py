@@ -36,8 +36,7 @@ def _rope(raw: dict, where: str) -> config_lib.Rope:
     local_theta = local.get("rope_theta") or raw.get("rope_local_base_freq") or 10_000.0
   kind = scaling.get("rope_type", scaling.get("type", "default"))
   for part in (raw, scaling):
-    if part.get("partial_rotary_factor", 1) != 1:
-      share = part["partial_rotary_factor"]
+    if (share := part.get("partial_rotary_factor")) not in (None, 1):
       raise ValueError(f"{where}: partial_rotary_factor = {share} is not supported")
   out = config_lib.Rope(theta=float(theta), local_theta=float(local_theta))
   if kind == "default":
