@@ -61,6 +61,12 @@ def check_asked(config: config_lib.Config) -> None:
       f"config.bank.capacity = {config.bank.capacity}: with config.room.strategy = 1 there are no "
       "strategies to keep; set it to 0"
     )
+  b = config.bank
+  if b.capacity and "sgpo" in config.stages and not (config.sgpo.siblings or b.file or b.bootstrap):
+    raise ValueError(
+      f"config.bank.capacity = {b.capacity}: with config.sgpo.siblings = 0 no strategy is tried on "
+      "others, so none would enter the bank; set it to 0, or fill it by config.bank.bootstrap"
+    )
   judged = [stage for stage in config.stages if stage in ("rlhf", "prm")]
   if judged and not config.critic.steps:
     raise ValueError(

@@ -201,6 +201,13 @@ def test_no_permission_is_said(tmp_path):
     ({"data": dataclasses.replace(CONFIG.data, chat=True)}, "chat = True is for the tokenizer of"),
     (BARE, "bank.capacity = 16: with config.room.strategy = 1 there are no strategies"),
     (
+      {
+        "bank": dataclasses.replace(CONFIG.bank, bootstrap=0),
+        "sgpo": dataclasses.replace(CONFIG.sgpo, siblings=0),
+      },
+      "bank.capacity = 16: with config.sgpo.siblings = 0 no strategy is tried on others",
+    ),
+    (
       BARE | {"stages": ("grpo",), "reward": config_lib.Reward(coherent=True)},
       "coherent = True: stage 'grpo' would be paid nothing",
     ),
