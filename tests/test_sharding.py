@@ -127,3 +127,16 @@ def test_devices_exchange_parameters_and_no_rows_of_the_batch(model, symbols):
     with jax.set_mesh(mesh):
       exchanged = collectives(jax.jit(run).lower(params, tokens, length).compile())
     assert exchanged and max(exchanged)[0] <= largest, max(exchanged)
+
+
+def test_layers_are_cut_apart_before_they_are_gathered(model):
+  """For sampling: all layers gathered and then cut would lie on a device twice."""
+  model = dataclasses.replace(model, layers=3, width=32, mlp_width=64)
+  mesh, lm = sharding.make_mesh((4, 2)), transformer.make_lm(model, 64)
+  abstract = jax.eval_shape(lm.init, jax.random.key(0))
+  with jax.set_mesh(mesh):
+    params = sharding.placed(mesh, {"params": abstract})["params"]
+    exchanged = collectives(jax.jit(lm.split).lower(params).compile())
+  one_layer = model.width * model.mlp_width // mesh.shape["model"]
+  table = 64 * model.width // mesh.shape["model"]
+  assert max(exchanged)[0] == max(one_layer, table)
