@@ -1,7 +1,6 @@
 """Opening a run: its configuration, data, tokenizer, mesh, and its newest whole checkpoint."""
 
 import dataclasses
-import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -55,6 +54,11 @@ class Loaded(NamedTuple):
   state: TrainState
 
 
+def _computed_as(model: config_lib.Model, other: config_lib.Model) -> config_lib.Model:
+  """A model as it is, computed in the way of another one."""
+  return dataclasses.replace(model, **{name: getattr(other, name) for name in OWN})
+
+
 def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
   """The configuration with the model and vocabulary of the model folder that the run began with.
 
@@ -73,10 +77,9 @@ def adopt(config: config_lib.Config, workdir: str) -> config_lib.Config:
     model, vocab = hf_config.read_config(config.init_from)
   else:
     return config
-  own = {name: getattr(config.model, name) for name in OWN}
   out = dataclasses.replace(
     config,
-    model=dataclasses.replace(model, **own),
+    model=_computed_as(model, config.model),
     data=dataclasses.replace(config.data, vocab_size=vocab),
   )
   config_lib.check(out)
@@ -120,20 +123,17 @@ def check_start(config: config_lib.Config) -> None:
     ValueError: its model computes something else, or its shares of annotated classes, or of
       annotated and practice classes, are larger.
   """
-  if not folder.is_model(config.init_from):
-    for start, there in itertools.islice(_ancestors(config.init_from), 1):
-      same = {name: getattr(there.model, name) for name in OWN}
-      model = dataclasses.replace(config.model, **same)
-      if model != there.model:
-        changed = folder.differences(
-          dataclasses.asdict(there.model), dataclasses.asdict(model), "model."
-        )
-        raise ValueError(
-          f"config.init_from = {start} is a run of another model:\n  " + "\n  ".join(changed)
-          + "\nset these as they were there"
-        )  # fmt: skip
+  ancestors = list(_ancestors(config.init_from))
+  if ancestors and not folder.is_model(config.init_from):
+    there = ancestors[0][1].model
+    models = (dataclasses.asdict(model) for model in (there, _computed_as(config.model, there)))
+    if changed := folder.differences(*models, "model."):
+      raise ValueError(
+        f"config.init_from = {config.init_from} is a run of another model:\n  "
+        + "\n  ".join(changed) + "\nset these as they were there"
+      )  # fmt: skip
   mine = config.data
-  for start, there in _ancestors(config.init_from):
+  for start, there in ancestors:
     other = there.data
     practised = other.practice if {*there.stages} - {"sft", "sft_more"} else 0.0
     if other.name == mine.name and (

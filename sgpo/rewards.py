@@ -108,6 +108,20 @@ def _equal(strategy: Segment, members: int) -> jax.Array:
   return (tokens[:, :, None] == tokens[:, None]).all(-1)
 
 
+def _outcomes(
+  strategy: Segment, credit_NGJ: jax.Array, graded_NGJ: jax.Array, members: int
+) -> tuple[jax.Array, jax.Array]:
+  """(credit, graded executions) of each of a family's M texts on its problems, [F, M, members, J].
+
+  Equal texts share them. What was not graded has no credit.
+  """
+  same = _equal(strategy, members).astype(jnp.float32)
+  same = same.reshape(*same.shape[:2], members, -1)  # [F, M, A, G]
+  rows = lambda x: x.astype(jnp.float32).reshape(-1, members, *x.shape[1:])  # [F, A, G, J]
+  by_problem = lambda x_NGJ: jnp.einsum("fmag,fagj->fmaj", same, rows(x_NGJ))
+  return by_problem(credit_NGJ * graded_NGJ), by_problem(graded_NGJ)
+
+
 def pooled(
   strategy: Segment, correct_NG: jax.Array, graded_NG: jax.Array, members: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -119,12 +133,9 @@ def pooled(
   `members` one after another.
   """
   G = correct_NG.shape[1]
-  member = jnp.arange(members * G) // G
-  other = _equal(strategy, members) & (member[:, None] != member[None])[None]
-  other &= graded_NG.reshape(-1, 1, members * G)
-  right = other * correct_NG.reshape(-1, 1, members * G)
-  by_sibling = lambda x: x.astype(jnp.float32).reshape(*x.shape[:2], members, G).sum(-1)
-  right, count = by_sibling(right), by_sibling(other)
+  outcomes = _outcomes(strategy, correct_NG[..., None], graded_NG[..., None], members)
+  other_MA = jnp.arange(members * G)[:, None] // G != jnp.arange(members)[None]
+  right, count = (x[..., 0] * other_MA[None] for x in outcomes)
   shape = correct_NG.shape
   return (
     (right.sum(-1) / jnp.maximum(count.sum(-1), 1)).reshape(shape),
@@ -144,15 +155,10 @@ def proven(
 
   Args:
     strategy: arrays [N, G, S], families of `members` rows one after another.
-    credit_NGJ, graded_NGJ: of each strategy's own executions, on J problems; without credit for
-      what was not graded.
+    credit_NGJ, graded_NGJ: of each strategy's own executions, on J problems.
   """
   flat = lambda x: x.reshape(-1, members * x.shape[1], *x.shape[2:])
-  rows = lambda x: x.astype(jnp.float32).reshape(-1, members, *x.shape[1:])  # [F, A, G, J]
-  same = _equal(strategy, members).astype(jnp.float32)
-  same = same.reshape(*same.shape[:2], members, -1)  # [F, M, A, G]
-  by_problem = lambda x_NGJ: jnp.einsum("fmag,fagj->fmaj", same, rows(x_NGJ))
-  right, count = by_problem(credit_NGJ), by_problem(graded_NGJ)
+  right, count = _outcomes(strategy, credit_NGJ, graded_NGJ, members)
   successes = (right / jnp.maximum(count, 1)).sum((2, 3))
   bound = lower_bound(successes, (count > 0).astype(jnp.float32).sum((2, 3)))
   bound *= flat(form(strategy))

@@ -91,7 +91,7 @@ def taught(
   P, J = families.length_PJ.shape
   members = config.sgpo.siblings + 1 if config.sgpo.pooled else 1
   tokens_FS, length_F, bound_F = rewards.proven(
-    rollout.strategy, r.graded_credit_PGJ, r.graded_PGJ, members
+    rollout.strategy, r.credit_PGJ, r.graded_PGJ, members
   )
   # A row of families for each of its `members`, a column for each problem: one of both is 1.
   spread = lambda x: jnp.broadcast_to(x.repeat(members, 0)[:, None], (P, J, *x.shape[1:]))

@@ -21,6 +21,7 @@ from sgpo import files, report
 from sgpo.report import charts
 
 STAGES = ("sft", "sgpo")
+KEY = ("config", "seed", "options")  # of a record
 OPTIONS = ["--config.eval.problems=1024"]  # twice the demo's, for narrower intervals
 
 
@@ -111,9 +112,9 @@ def launched(seed: int, config: str, workdir: str) -> int:
   return subprocess.run(command, check=False).returncode
 
 
-def record(seed: int, config: str, workdir: str) -> dict:
+def record(workdir: str) -> dict:
   """What tables need of a finished run: its commit and both evaluations without classes."""
-  row = {"config": config, "seed": seed, "options": OPTIONS, "git": runs.commit_of(workdir)}
+  row = {"git": runs.commit_of(workdir)}
   for stage in STAGES:
     row[stage] = files.read_json(os.path.join(workdir, "eval", f"{stage}.json"))
     for split in row[stage]["splits"].values():
@@ -142,16 +143,16 @@ def main() -> int:
   args = parser.parse_args()
   out = args.out or args.runs
   os.makedirs(out, exist_ok=True)
-  store = runs.Records(os.path.join(out, "records.jsonl"), ("config", "seed", "options"))
+  store = runs.Records(os.path.join(out, "records.jsonl"), KEY)
   results, commits = {}, {}
   for seed in args.seeds:
     wanted = {"config": args.config, "seed": seed, "options": OPTIONS}
-    if store.find(wanted) is None:
+    if (row := store.find(wanted)) is None:
       workdir = os.path.join(args.runs, f"seed{seed}")
       if status := launched(seed, args.config, workdir):  # it has said why
         return status
-      store.add(record(seed, args.config, workdir))
-    row = store.find(wanted)
+      row = wanted | record(workdir)
+      store.add(row)
     results[seed], commits[seed] = evaluations(row), row["git"]
   command = f"python -m experiments.word_problems.run --seeds={','.join(map(str, args.seeds))}"
   command += f" --config={args.config}" if args.config != parser.get_default("config") else ""

@@ -47,10 +47,8 @@ def read(text: str, marked: bool = False) -> Fraction | None:
   and signs are understood, and `a/b`.
   """
   answer = marked_answer(text)
-  if answer is None and marked:
-    return None
   if answer is None:
-    found = _numbers(text)
+    found = [] if marked else _numbers(text)
     return found[-1][0] if found else None
   answer = _SIGN.sub("-", _operators(answer))
   if not (found := _numbers(answer)):

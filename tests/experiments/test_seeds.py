@@ -42,7 +42,8 @@ def test_tables_out_of_records_are_those_of_the_runs(tmp_path, monkeypatch, caps
   before, after = (evaluation(statistics.numbered(plans), seed) for seed in (0, 1))
   write_run(tmp_path / "runs" / "seed4", before, after)
 
-  row = word_problems.record(4, CONFIG, str(tmp_path / "runs" / "seed4"))
+  row = {"config": CONFIG, "seed": 4, "options": word_problems.OPTIONS}
+  row |= word_problems.record(str(tmp_path / "runs" / "seed4"))
   assert "classes" not in row["sgpo"]["splits"]["id"]
   assert word_problems.evaluations(json.loads(json.dumps(row))) == (before, after)
 
