@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding
 from sgpo import bank as bank_lib
 from sgpo import bank_math
 from sgpo.bank import ACTIVE, EMPTY, NO_ENTRY, QUARANTINED
-from sgpo.types import NO_SOURCE
 
 N, S, D, C = 8, 3, 4, 6
 RULES = dict(admit=0.5, min_trials=6, merge=0.95)
@@ -316,26 +315,6 @@ def test_update_credits_the_hits_that_stood_in_a_prompt():
   assert int(report["admitted"]) == 1 and int(after.uses_N.sum()) == 2
 
 
-def test_candidates_average_copies_and_count_siblings():
-  tokens = jnp.array([[[1, 2, 4], [1, 2, 9], [3, 4, 0], [5, 4, 0], [4, 0, 0], [5, 4, 0]]])
-  length = jnp.array([[2, 2, 1, 1, 0, 1]])
-  closed = jnp.array([[True, True, True, False, True, False]])
-  # Columns: the source, then three siblings.
-  correct = [[1, 1, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]
-  successes = jnp.array([correct], jnp.float32)[:, :, 1:].sum(-1)
-  out = bank_lib.candidates(
-    tokens, length, closed, successes, jnp.full((1, 6), 3.0),
-    jnp.ones((1, D)), jnp.array([2]), jnp.array([5]),
-  )  # fmt: skip
-  assert out.valid_C.tolist() == [True, False, True, False, False, False]
-  assert out.successes_C[2] == 0
-  assert out.successes_C[0] == 1.5 and out.trials_C.tolist() == [3] * C
-  assert out.tokens_CS[0].tolist() == [1, 2, 0] and out.length_C[0] == 2
-  assert out.domain_C.tolist() == [2] * C and out.source_C.tolist() == [5] * C
-  bank, _ = ADD(bank_lib.init(N, S, D), out, jnp.int32(0))
-  assert strategies_of(bank) == [(1, 2)] and bank.source_N.tolist() == [5] + [NO_SOURCE] * (N - 1)
-
-
 @pytest.mark.parametrize("sizes", [(0, S, D), (N, -1, D), (N, S, 0)])
 def test_init_refuses_empty_sizes(sizes):
   with pytest.raises(ValueError, match="must be at least 1"):
@@ -415,15 +394,3 @@ def test_failures_count_against_an_entry_but_make_none():
   assert report["merged"] == 1 and float(bank.trials_N.sum()) == 16
   bank, _ = ADD(bank, entries([bad]), jnp.int32(2))
   assert (bank.status_N == bank_lib.ACTIVE).sum() == 0
-
-
-def test_candidates_of_a_family_that_shares_its_executions_are_one():
-  tokens = jnp.array([[[1, 2, 4], [3, 4, 0]], [[3, 4, 0], [1, 2, 4]], [[1, 2, 4], [3, 4, 0]]])
-  tokens = jnp.concatenate([tokens, tokens[:1]])  # two families of two members
-  length = (tokens != 0).sum(-1) - 1
-  out = bank_lib.candidates(
-    tokens, length, jnp.ones((4, 2), bool), jnp.ones((4, 2)), jnp.full((4, 2), 2.0),
-    jnp.ones((4, D)), jnp.zeros(4, jnp.int32), jnp.arange(4), members=2,
-  )  # fmt: skip
-  assert out.valid_C.reshape(4, 2).tolist() == [[True, True], [False, False]] * 2
-  assert out.trials_C.tolist() == [2] * 8
