@@ -28,7 +28,7 @@ class Bank:
   domain_N: jax.Array  # int32
   successes_N: jax.Array  # float32, on siblings; of several executions on one their mean
   trials_N: jax.Array  # float32
-  uses_N: jax.Array  # int32, families that were handed this entry
+  uses_N: jax.Array  # int32, sources that were handed this entry
   last_used_N: jax.Array  # int32, step
   born_N: jax.Array  # int32, step
   source_N: jax.Array  # int32, id of the source problem or NO_SOURCE

@@ -62,7 +62,9 @@ def families_of(examples: list[Problem], count: int) -> tuple[list[list[Problem]
 def from_file(
   params, dataset, tokenizer, config: Config, lm: LM, final: bool = True
 ) -> bank_lib.Bank:
-  """The bank of `config.bank.file`; problems without a vector are embedded by `params`.
+  """The bank of `config.bank.file`, all of it as old as the run that reads it.
+
+  Problems without a vector are embedded by `params`.
 
   `final`: these parameters will read the bank, and vectors of another model are refused.
 
@@ -90,11 +92,14 @@ def from_file(
     return np.concatenate(out)
 
   empty = policy.empty_bank(config)
-  return bank_io.import_jsonl(
+  bank = bank_io.import_jsonl(
     config.bank.file, lambda text: tokenizer.encode_strategy(text)[:-1], config.bank.capacity,
     config.room.strategy, empty.embedding_ND.shape[1], dataset.domains, embed,
     fits if final else None,
   )  # fmt: skip
+  # Steps are another run's: by them its entries would be younger than all that are new here.
+  zero = jnp.zeros_like(bank.born_N)
+  return bank.replace(born_N=zero, last_used_N=zero)
 
 
 def from_worked_examples(

@@ -1,7 +1,7 @@
 """Checkpoints of the whole state with Orbax, verified when they are read.
 
-Each holds the state, and as JSON the data position, the configuration and a fingerprint of every
-leaf. Flipped bytes restore silently otherwise.
+Each holds the state, and as JSON the data position, the configuration, and a fingerprint and the
+shape of every leaf. Flipped bytes restore silently otherwise.
 """
 
 import dataclasses
@@ -59,11 +59,20 @@ def fingerprints(state: Any) -> dict[str, int]:
   return {path: int(h) for path, h in zip(leaves, hashes, strict=True)}
 
 
+def _shapes(state: Any) -> dict[str, str]:
+  """Dtype and shape of every leaf by its path."""
+  return {path: f"{x.dtype}{list(x.shape)}" for path, x in _leaves(state).items()}
+
+
 def _stored(state: Any) -> Any:
   """What is written of a state: an empty `critic` is left out, few methods have one."""
   if getattr(state, "critic", None) != ():
     return state
   return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "critic"}
+
+
+class MisfitError(ValueError):
+  """A checkpoint, whole as it may be, is of another state than the one that is asked for."""
 
 
 class Checkpointer:
@@ -101,7 +110,7 @@ class Checkpointer:
       self._manager.reload()
     if step in self.steps:
       return
-    meta = {**meta, "fingerprints": fingerprints(state)}
+    meta = {**meta, "fingerprints": fingerprints(state), "shapes": _shapes(state)}
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -125,16 +134,26 @@ class Checkpointer:
     """The JSON part of a checkpoint."""
     return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
-  def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict]:
+  def _check(self, step: int, abstract_state: Any, meta: dict) -> None:
+    known = meta.get("shapes", {})  # older ones have none
+    for path, want in _shapes(abstract_state).items():
+      if path not in meta["fingerprints"] or (got := known.get(path, want)) != want:
+        raise MisfitError(
+          f"the checkpoint {self.folder}/{step} is of another state: {path} is {want} here, there "
+          f"{'is none' if path not in meta['fingerprints'] else f'it is {got}'}; go on with the "
+          "version of sgpo that wrote it, or choose another folder"
+        )
+
+  def _read(self, step: int, abstract_for: Any) -> tuple[Any, dict]:
+    meta = self.meta(step)
+    abstract_state = abstract_for(meta)
+    self._check(step, abstract_state, meta)
     stored = _stored(abstract_state)
     args = ocp.args.StandardRestore(stored)
     if UNREAD in jax.tree.leaves(stored):  # which StandardRestore does not know
       restore_args = ocp.checkpoint_utils.construct_restore_args(stored)
       args = ocp.args.PyTreeRestore(stored, restore_args=restore_args)
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
-    )
-    state, meta = restored.state, restored.meta
+    state = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
     if isinstance(state, dict) and dataclasses.is_dataclass(abstract_state):
       state = abstract_state.replace(**state)
     got = _leaves(state)
@@ -155,14 +174,17 @@ class Checkpointer:
         state.
     Raises:
       ValueError: no checkpoint, or none that is whole; the message names each and why. In one of
-        several processes, which cannot go back alone: the newest is not whole.
+        several processes, which cannot go back alone: the newest is not whole. MisfitError: the
+        newest is of another state; an older one would lose what has been trained since.
     """
     problems, broken = [], []
     for step in reversed(self.steps):
       try:
-        result = self._read(step, abstract_for(self.meta(step)))
+        result = self._read(step, abstract_for)
         self._broken = broken
         return result
+      except (MisfitError, MemoryError, PermissionError):  # not the checkpoint is broken
+        raise
       except Exception as error:  # noqa: BLE001  whatever a broken file raises
         if "RESOURCE_EXHAUSTED" in str(error):  # a device's memory, not the checkpoint
           raise

@@ -175,7 +175,7 @@ class BankConfig:
 
   capacity: int = 1024  # N; 0 = no bank; retrieved = 0 besides: no hints in the cold start either
   retrieved: int = 2  # R
-  dropout: float = 0.5  # share of families that get no hints
+  dropout: float = 0.5  # share of sources that get no hints
   admit: float = 0.5  # lower confidence bound of transfer success that makes an entry active
   # siblings that an entry was tried on before it can become active; one that comes again counts
   min_trials: int = 8

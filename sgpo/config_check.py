@@ -5,6 +5,7 @@ that `sgpo.config` is the one place from which others take them.
 """
 
 import difflib
+import math
 from typing import Any
 
 _POSITIVE = (
@@ -33,6 +34,7 @@ _SHARES = (
 
 UNREAD = (  # key, its value that means nothing is asked, stages that do not read it
   ("sgpo.kl", 0, ("rft", "rlhf", "prm")),
+  ("sgpo.divide_by_std", False, ("rft", "rlhf", "prm")),
   ("reward.coherent", False, ("rlhf", "prm")),
 )
 GRADERS = ("digits", "numeric", "math")
@@ -73,6 +75,8 @@ def check(config: Any) -> None:
   for path in _POSITIVE:
     if not get(config, path) > 0:  # so that nan is refused, too
       raise ValueError(f"config.{path} = {get(config, path)} must be positive")
+    if get(config, path) == math.inf and not path.endswith(".clip"):
+      raise ValueError(f"config.{path} = inf must be finite")
   for path in _NOT_NEGATIVE:
     if not get(config, path) >= 0:
       raise ValueError(f"config.{path} = {get(config, path)} must not be negative")
@@ -180,6 +184,11 @@ def _check_stages(config: Any) -> None:
     raise ValueError(
       f"config.sampling.temperature = 0: stage {min(sampled)!r} compares samples of a group, which "
       "would all be the same; set it above 0"
+    )
+  if config.sampling.top_k == 1 and (sampled := {*config.stages} - {"sft", "sft_more"}):
+    raise ValueError(
+      f"config.sampling.top_k = 1: stage {min(sampled)!r} compares samples of a group, which would "
+      "all be the same; set it above 1, or to 0 for all tokens"
     )
   if "sgpo" in config.stages and config.reward.faithfulness and config.sgpo.sources == 1:
     raise ValueError(

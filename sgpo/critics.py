@@ -28,7 +28,7 @@ class Critic:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-  """Adam with clipped gradients, as the policy's, at `config.critic.learning_rate`."""
+  """Adam with clipped gradients at `config.critic.learning_rate`, from the first step on."""
   return optax.chain(
     optax.clip_by_global_norm(config.sgpo.clip),
     optax.adam(config.critic.learning_rate, b2=config.sgpo.b2, eps=config.sgpo.eps),
@@ -73,11 +73,16 @@ def update(
   state: TrainState, name: str, loss_fn: Callable, batch: Any, pieces: int,
   optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict]:  # fmt: skip
-  """One optimizer step of a judge. `loss_fn`: (judge's params, batch) -> (loss, metrics), sums."""
+  """One optimizer step of a judge, with its norm and the skips so far among the metrics.
+
+  Args:
+    loss_fn: (judge's params, batch) -> (loss, metrics), both sums over the rows of the batch.
+  """
   critic = state.critic[name]
   grads, metrics = updates.gradients(loss_fn, critic.params, batch, pieces)
   asked = state.replace(params=critic.params, opt_state=critic.opt_state)
-  done, _ = updates.apply_gradients(asked, grads, optimizer)
+  done, more = updates.apply_gradients(asked, grads, optimizer)
+  metrics |= {"critic/grad_norm": more["train/grad_norm"], "train/skipped": more["train/skipped"]}
   learnt = Critic(done.params, done.opt_state)
   critics = {**state.critic, name: learnt}
   return state.replace(critic=critics, skipped=done.skipped), metrics

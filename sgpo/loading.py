@@ -194,6 +194,11 @@ def first_params(run: Run) -> Any:
   if folder.is_model(run.config.init_from):
     wanted = sharding.placed(run.mesh, {"params": abstract})["params"]
     return hf.load(run.config.init_from, wanted, markers=[*run.tokenizer.markers.values()])
+  if not os.path.exists(os.path.join(run.config.init_from, "DONE")):
+    log.warning(
+      "config.init_from = %s has not come to its end: its newest checkpoint is the start",
+      run.config.init_from,
+    )
   start = load(run.config.init_from, run.config.mesh, data=False, training=False)
   return jax.device_put(start.state.params, shardings)
 

@@ -78,12 +78,48 @@ def test_what_is_not_asked_for_stays_on_the_disk(tmp_path):
   np.testing.assert_array_equal(state["n"], state_at(1)["n"])
 
 
-def test_another_shape_is_refused(tmp_path):
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"w": jax.ShapeDtypeStruct((32, 64), jnp.float32)}, r"float32\[32, 64\] here, there it is"),
+    ({"w": jax.ShapeDtypeStruct((64, 32), jnp.bfloat16)}, r"bfloat16\[64, 32\] here, there it is"),
+    (
+      {"more": jax.ShapeDtypeStruct((2,), jnp.float32)},
+      r"\['more'\] is float32\[2\] here, there is n",
+    ),
+  ],
+)
+def test_another_state_is_refused_and_no_older_one_taken(change, message, tmp_path):
+  """Of the first step all fits: to go back there would lose the second for no fault of its own."""
+  c = Checkpointer(str(tmp_path))
+  c.save(1, state_at(1), {"step": 1})
+  c.save(2, state_at(2), {"step": 2})
+  wanted = lambda meta: abstract(None) | (change if meta["step"] == 2 else {})
+  with pytest.raises(checkpoint.MisfitError, match=message):
+    Checkpointer(str(tmp_path)).restore(wanted)
+
+
+@pytest.mark.parametrize("error", [MemoryError, PermissionError])
+def test_what_is_no_fault_of_a_checkpoint_breaks_none(error, tmp_path, monkeypatch):
   c = Checkpointer(str(tmp_path))
   c.save(1, state_at(1), {})
-  other = lambda _: {**abstract(None), "w": jax.ShapeDtypeStruct((32, 64), jnp.float32)}
-  with pytest.raises(ValueError, match="no checkpoint that can be read"):
-    Checkpointer(str(tmp_path)).restore(other)
+  c.save(2, state_at(2), {})
+
+  def fail(*_):
+    raise error("of this machine")
+
+  monkeypatch.setattr(Checkpointer, "_read", fail)
+  with pytest.raises(error, match="of this machine"):
+    Checkpointer(str(tmp_path)).restore(abstract)
+
+
+def test_checkpoints_without_shapes_are_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, "_shapes", lambda _: {})
+  Checkpointer(str(tmp_path)).save(1, state_at(1), {})
+  monkeypatch.undo()
+  state, meta = Checkpointer(str(tmp_path)).restore(abstract)
+  assert meta["shapes"] == {}
+  jax.tree.map(np.testing.assert_array_equal, state, state_at(1))
 
 
 def test_fingerprints_do_not_gather_what_is_sharded():

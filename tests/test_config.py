@@ -58,6 +58,8 @@ def test_default_round_trips():
     ("bank.bootstrap", -1, "must not be negative"),
     ("reward.own", float("nan"), "must not be negative"),
     ("sgpo.b2", 2.0, "must lie in"),
+    ("sgpo.learning_rate", float("inf"), "config.sgpo.learning_rate = inf must be finite"),
+    ("sampling.top_k", 1, "stage 'sgpo' compares samples of a group"),
     ("bank.retrieved", 5000, "exceeds capacity"),
     ("eval.strategy", 16, "config.eval.strategy = 16 must hold"),
     ("sgpo.b2", 1.0, "set it below 1"),
@@ -76,19 +78,24 @@ def test_whole_numbers_pass_as_floats():
   assert config_lib.read(changed("sft.clip", 2)).sft.clip == 2.0
 
 
+def fields(node, section="config"):
+  """(section, field) of a configuration and of all that it holds."""
+  for field in dataclasses.fields(node):
+    yield section, field.name
+    if dataclasses.is_dataclass(inner := getattr(node, field.name)):
+      yield from fields(inner, field.name)
+
+
 def test_every_field_is_read():
+  """As `sgpo.clip`, or under one of the short names of sections: `jnp.clip` is another thing."""
   source = ""
   for path in [*glob.glob(f"{ROOT}/sgpo/**/*.py", recursive=True), f"{ROOT}/launch.py"]:
     if os.path.basename(path) not in ("config.py", "config_check.py"):
       with open(path, encoding="utf-8") as file:
         source += file.read()
-  for section in dataclasses.fields(config_lib.Config):
-    inner = type(section.default)
-    names = [section.name]
-    if dataclasses.is_dataclass(inner):
-      names += [f.name for f in dataclasses.fields(inner)]
-    for name in names:
-      assert re.search(rf"\.{name}\b", source), f"nothing reads config.{section.name}: {name}"
+  for section, name in fields(config_lib.Config()):
+    owners = "|".join((section, "config", "c", "s", "w", "e"))
+    assert re.search(rf"\b({owners})\.{name}\b", source), f"nothing reads {section}.{name}"
 
 
 @pytest.mark.parametrize("path", sorted(glob.glob(f"{ROOT}/configs/*.py")))
@@ -121,6 +128,10 @@ def test_what_does_not_fit_together_is_named():
     (
       change(config, stages=("grpo", "prm"), reward=config_lib.Reward(coherent=True)),
       "config.reward.coherent = True has no meaning in stage 'prm'; set it to False",
+    ),
+    (
+      change(config, stages=("prm",), sgpo=config_lib.Sgpo(divide_by_std=True)),
+      "config.sgpo.divide_by_std = True has no meaning in stage 'prm'; set it to False",
     ),
     (
       change(config, reward=config_lib.Reward(coherent=True, grader="math")),

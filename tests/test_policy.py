@@ -9,8 +9,8 @@ import pytest
 
 from sgpo import config as config_lib
 from sgpo import objective, policy
-from sgpo.models import sampler, transformer
-from sgpo.types import Segment, within
+from sgpo.models import calculator, sampler, transformer
+from sgpo.types import Families, Segment, within
 
 V, P, J, G, T, S, E = 40, 2, 2, 3, 12, 6, 9
 ROOM = config_lib.Room(prompt=T, strategy=S, execution=E, numbers=4)
@@ -124,6 +124,61 @@ def test_sampler_agrees_with_trainer(lm, params, prompts, symbols, calculator):
     written = within(segment.length_B, logp.shape[-1]) & ~segment.forced_BL
     assert float((jnp.abs(logp - segment.logp_BL) * written).max()) < 1e-4
     assert written.sum() > 20
+
+
+def chained(model, successor):
+  """A model that writes behind each token the one that `successor` names, whatever came before."""
+  lm = transformer.make_lm(dataclasses.replace(model, tied=False), V)
+  params = jax.tree.map(lambda x: 1e-3 * x, lm.init(jax.random.key(0)))
+  params["final_norm"] = jnp.ones_like(params["final_norm"])
+  for place, (before, after) in enumerate(successor.items()):
+    params["embed"] = params["embed"].at[before, place].set(1.0)
+    params["head"] = params["head"].at[place, after].set(10.0)
+  return lm, params
+
+
+def test_what_the_calculator_writes_is_right_and_carries_no_loss(model, prompts, symbols):
+  s, digit, word = symbols, symbols.digits, 30
+  chain = [s.execute, word, s.open, digit[3], s.mul, digit[4], s.equals, word]
+  successor = dict(zip(chain, chain[1:], strict=False)) | {s.strategy: s.execute, s.close: s.eos}
+  lm, params = chained(model, successor)
+  bound = dict(symbols=s, sampling=config_lib.Sampling())
+  room = dataclasses.replace(ROOM, execution=11)
+  rollout = policy.rollout(lm, params, *prompts, jax.random.key(2), group=G, room=room, **bound)
+  written = [word, s.open, digit[3], s.mul, digit[4], s.equals, digit[1], digit[2], s.close, s.eos]
+  mine = [False] * 6 + [True] * 3 + [False] * 2  # the model would have gone on with a word
+  execution = rollout.execution
+  for row in np.ndindex(P, J, G):
+    assert execution.tokens_BL[row].tolist() == [*written, s.pad]
+    assert execution.forced_BL[row].tolist() == mine
+  np.testing.assert_array_equal(calculator.forced_mask(execution.tokens_BL, s), execution.forced_BL)
+
+  c = config_lib.Config(model=model, sgpo=config_lib.Sgpo(), sampling=bound["sampling"])
+  tokens_PJT, length_PJ = prompts
+  zero = jnp.zeros((P, J), jnp.int32)
+  families = Families(tokens_PJT, length_PJ, zero, zero[..., None], zero[:, 0], zero[:, 0])
+
+  def loss(advantage_PGJE):
+    piece = objective.Piece(families, rollout, jnp.zeros((P, G)), advantage_PGJE)
+    counts = tuple(mask.sum() for mask in objective.loss_masks(rollout))
+    bound = dict(counts=counts, lm=lm, config=c, symbols=s)
+    return objective.policy_loss(params, piece, **bound)[0]
+
+  slope = jax.grad(loss)(jnp.ones((P, G, J, 11)))
+  chosen = np.array(execution.written_BL.swapaxes(1, 2)) & ~np.array(mine)
+  np.testing.assert_array_equal(slope != 0, chosen)
+
+  # From the start, and from behind the calculator's last token.
+  first = jax.tree.map(lambda x: x[:, 0], (rollout.strategy, execution))
+  for cut, rest in ((0, written), (9, [s.eos])):
+    ends = policy.continue_executions(
+      lm, params, tokens_PJT[:, 0], length_PJ[:, 0], first[0],
+      jax.tree.map(lambda x: x[:, 0], first[1]), jnp.full((P,), cut), jax.random.key(1),
+      samples=2, room=11, **bound,
+    )  # fmt: skip
+    assert ends.tokens_BL[0, 1].tolist()[: len(rest)] == rest
+    assert (ends.length_B == len(rest)).all()
+    assert ends.forced_BL[0, 1].tolist()[: len(rest)] == mine[cut : cut + len(rest)]
 
 
 def test_segments_end_at_their_stop_token(lm, params, prompts, symbols):

@@ -12,7 +12,7 @@ import pytest
 
 from sgpo import bank as bank_lib
 from sgpo import config as config_lib
-from sgpo import policy, rewards, sharding, step, updates
+from sgpo import objective, policy, rewards, sharding, step, updates
 from sgpo.models import transformer
 from sgpo.types import NO_NUMBER, Families, Segment, TrainState, within
 
@@ -281,6 +281,31 @@ def test_epochs_and_kl_run_and_move(config, symbols):
   assert scalars(metrics)["train/logp_diff"] > 1e-3
   moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, after.params)
   assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_the_parts_of_a_loss_have_their_weights_and_signs(config, symbols):
+  config = dataclasses.replace(
+    config, sgpo=dataclasses.replace(config.sgpo, kl=0.1, strategy_weight=0.5, share=2.0)
+  )
+  state = make_state(config, optax.sgd(0.1), symbols)
+  families = make_families()
+  rollout = fake_rollout(symbols, CORRECT, families.answer_PJ)
+  taught = policy.Taught(
+    rollout.strategy.tokens_BL[:, : 1 + K], rollout.strategy.length_B[:, : 1 + K],
+    jnp.ones((P, 1 + K)),
+  )  # fmt: skip
+  piece = objective.Piece(
+    families, rollout, jnp.ones((P, G)), jnp.full((P, G, 1 + K), -1.0), taught
+  )
+  counts = (*(mask.sum() for mask in objective.loss_masks(rollout)), taught.length.sum())
+  loss, metrics = objective.policy_loss(
+    state.params, piece, counts=counts, lm=transformer.make_lm(config.model, V), config=config,
+    symbols=symbols, reference=jax.tree.map(lambda x: 0.9 * x, state.params),
+  )  # fmt: skip
+  m = {name.removeprefix("train/"): float(value) for name, value in metrics.items()}
+  assert m["kl"] > 1e-4 and m["shared_loss"] > 0 and m["strategy_loss"] < 0 < m["execution_loss"]
+  strategy = m["strategy_loss"] + 2.0 * m["shared_loss"]
+  assert float(loss) == pytest.approx(0.5 * strategy + m["execution_loss"] + 0.1 * m["kl"])
 
 
 def test_pieces_add_up_to_the_whole(config, symbols):

@@ -365,12 +365,21 @@ def test_an_edited_bank_and_its_export_start_another_run(finished, tmp_path):
   fits = lambda p: len(tokenizer.encode(p.plan)) <= CONFIG.room.strategy
   problems = [p for p in (dataset.problem("id", i) for i in range(50)) if fits(p)][:3]
   rows = [
-    dict(strategy=p.plan, domain=dataset.domains[0], problem=p.question, successes=9, trials=9 + i)
+    dict(
+      strategy=p.plan,
+      domain=dataset.domains[0],
+      problem=p.question,
+      successes=9,
+      trials=9 + i,
+      born=900,
+      last_used=950,
+    )
     for i, p in enumerate(problems)
   ]
   (tmp_path / "edited.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   bank = read(tmp_path / "edited.jsonl")
   assert bank.trials_N[:4].tolist() == [9, 10, 11, 0]
+  assert not bank.born_N.any() and not bank.last_used_N.any()  # those were another run's steps
   np.testing.assert_allclose(np.linalg.norm(bank.embedding_ND[:3], axis=1), 1, atol=1e-5)
   bank_io.export_jsonl(bank, tmp_path / "exported.jsonl", tokenizer.pretty_plan, dataset.domains)
   jax.tree.map(np.testing.assert_array_equal, bank, read(tmp_path / "exported.jsonl"))

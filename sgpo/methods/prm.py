@@ -22,6 +22,8 @@ from sgpo.methods import Method, judged
 from sgpo.models.transformer import LM
 from sgpo.types import Families, Segment, Symbols, TrainState, slots
 
+LABELS = 1 << 30  # of the seed's keys; stages have those of small numbers
+
 
 @struct.dataclass
 class Labelled:
@@ -55,7 +57,8 @@ def label(
   symbols: Symbols,
 ) -> tuple[Labelled, dict]:  # fmt: skip
   """Labels for the PRM: of whole texts their correctness, of one step's end of each problem's
-  first text the share of `config.critic.rollouts` executions continued there that come out right.
+  first text the share of `config.critic.rollouts` executions continued there that come out right
+  in the room that the policy has.
   """
   choose_key, sample_key = jax.random.split(key)
   ends_PE = inner_ends(rollout.execution, symbols)[:, 0]
@@ -68,7 +71,8 @@ def label(
     sample_key, samples=config.critic.rollouts, room=config.room.execution, symbols=symbols,
     sampling=config.sampling,
   )  # fmt: skip
-  share_P = rewards.grade(ends, families.answer_PJ, symbols).correct.mean(-1)
+  fits_PR = cut_P[:, None] + ends.length_B <= config.room.execution
+  share_P = (rewards.grade(ends, families.answer_PJ, symbols).correct * fits_PR).mean(-1)
   last_PGE = critics.last_slot(rollout.execution)
   chosen_PE = slots(cut_P.shape, ends_PE.shape[-1]) == cut_P[:, None]
   chosen_PGE = jnp.zeros_like(last_PGE).at[:, 0].set(chosen_PE)
@@ -152,7 +156,8 @@ def learn(
   base, whole = cost.tokens(families, rollout, config), cost.one_pass(families, rollout)
 
   def teach(state):
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = jax.random.fold_in(jax.random.key(config.seed), LABELS)
+    key = jax.random.fold_in(key, state.step)
     batch, more = label(params, families, rollout, correct_PG, key, config=config, **bound)
     counts = tuple(mask.sum() for mask in counted(batch))
     loss_fn = partial(step_loss, counts=counts, **bound)

@@ -14,14 +14,12 @@ from sgpo import critics, policy, rewards, step
 from sgpo.methods import prm, rlhf
 from sgpo.models import transformer
 from sgpo.types import Segment
-from tests.test_step import (  # noqa: F401
+from tests.test_step import (
   CORRECT,
   E,
   K,
   P,
   V,
-  config,
-  fake_rollout,
   make_families,
   make_state,
 )
@@ -53,7 +51,7 @@ def test_generalised_advantages_skip_the_calculator():
 
 
 def test_preferences_are_bradley_terry_over_right_and_wrong(flat, symbols):
-  config, families, rollout = flat  # noqa: F811
+  config, families, rollout = flat
   grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
   lm = transformer.make_lm(config.model, V)
   params = critics.init(lm.init(jax.random.key(3)), config.model.width, optax.sgd(1.0)).params
@@ -111,7 +109,7 @@ def test_a_token_returns_the_least_reward_from_its_step_on(symbols):
   np.testing.assert_allclose(tokens[0, 0, :7], 1 + 2 * (least + 1), rtol=1e-6)
 
 
-def test_continued_executions_are_what_the_policy_would_have_written(config, symbols):  # noqa: F811
+def test_continued_executions_are_what_the_policy_would_have_written(config, symbols):
   """Greedily, whatever the place, the rest is the text's own rest."""
   optimizer = optax.sgd(0.1)
   params, families = make_state(config, optimizer, symbols).params, make_families()
@@ -137,9 +135,137 @@ def test_continued_executions_are_what_the_policy_would_have_written(config, sym
     assert rest == whole[int(cut[p]) :]
 
 
+def scored(monkeypatch, strategy_PGS, execution_PGE):
+  """Puts given outputs of a judge in the place of a decoder's."""
+  monkeypatch.setattr(critics, "scores", lambda *_: (strategy_PGS, execution_PGE))
+
+
+def test_a_step_is_labelled_by_the_share_of_its_ends_that_come_out_right(
+  flat, symbols, monkeypatch
+):
+  """Of three ends one is right, one is wrong, one is right but longer than the room."""
+  config, families, rollout = flat
+  config = dataclasses.replace(config, critic=config_lib.Critic(steps=1, rollouts=3))
+  room = config.room.execution
+  places = []
+
+  def ends(lm, params, prompt, length, strategy, execution, cut_B, key, **_):
+    places.append((execution, cut_B))
+    digits = jnp.array(symbols.digits)
+    answer = lambda value: jnp.stack([digits[value // 10], digits[value % 10]], -1)
+    given = families.answer_PJ[:, 0]
+    text = jnp.stack([answer(given), answer((given + 1) % 100), answer(given)], 1)
+    opening = jnp.full((*text.shape[:2], 1), symbols.answer)
+    stop = jnp.full_like(opening, symbols.eos)
+    tokens = jnp.concatenate([opening, text, stop], -1)
+    tokens = jnp.pad(tokens, [(0, 0), (0, 0), (0, room - 4)], constant_values=symbols.pad)
+    length = jnp.broadcast_to(jnp.array([[4, 4, room + 1]]), tokens.shape[:2])
+    no = jnp.zeros(tokens.shape, bool)
+    return Segment(tokens, 0.0 * no, length, no, no[..., 0])
+
+  monkeypatch.setattr(policy, "continue_executions", ends)
+  correct = jnp.array(CORRECT).transpose(0, 2, 1).reshape(P * J, -1)
+  labelled, _ = prm.label(
+    None, families, rollout, correct, jax.random.key(0), lm=None, config=config, symbols=symbols
+  )
+  (execution, cut), *_ = places
+  np.testing.assert_array_equal(execution.tokens_BL, rollout.execution.tokens_BL[:, 0, 0])
+  last = np.asarray(critics.last_slot(rollout.execution))
+  inner = np.asarray(prm.inner_ends(rollout.execution, symbols))
+  for p in range(P * J):
+    assert inner[p, 0, cut[p]]
+    for g in range(correct.shape[1]):
+      known = {int(np.flatnonzero(last[p, g])[0]): correct[p, g]}
+      known |= {} if g else {int(cut[p]): 1 / 3}
+      assert np.flatnonzero(labelled.known_PGE[p, g]).tolist() == sorted(known)
+      for slot, value in known.items():
+        assert labelled.label_PGE[p, g, slot] == pytest.approx(float(value))
+
+
+def test_process_scores_are_probabilities_between_minus_one_and_one(flat, symbols, monkeypatch):
+  """A judge that is sure of nothing but the last slots, by hand through learning's metrics."""
+  config, families, rollout = flat
+  config = dataclasses.replace(config, critic=config_lib.Critic(steps=0, rollouts=2))
+  lm, optimizer, judge = transformer.make_lm(config.model, V), optax.sgd(0.1), optax.sgd(0.5)
+  state = make_state(config, optimizer, symbols)
+  state = state.replace(critic={"process": critics.init(state.params, config.model.width, judge)})
+  sure = jnp.where(critics.last_slot(rollout.execution), -2.0, 3.0)
+  scored(monkeypatch, None, sure)
+  grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
+  collected = step.Collected(
+    families, step.Retrieval(jnp.zeros((P * J, 1)), None, jnp.zeros((P * J, 1), bool)), rollout
+  )
+  _, metrics = prm.learn(
+    state, collected, grades, lm=lm, optimizer=optimizer, judge=judge, config=config,
+    symbols=symbols,
+  )  # fmt: skip
+  assert float(metrics["critic/score"]) == pytest.approx(2 / (1 + np.exp(2.0)) - 1)
+  assert float(metrics["critic/text_accuracy"]) == pytest.approx(1 - np.mean(CORRECT))
+
+
+def test_step_and_value_losses_by_hand(flat, symbols, monkeypatch):
+  config, families, rollout = flat
+  rng = np.random.default_rng(0)
+  strategy, execution = rollout.strategy.tokens_BL, rollout.execution.tokens_BL[:, 0]
+  s, e = (jnp.array(rng.normal(size=x.shape), jnp.float32) for x in (strategy, execution))
+  scored(monkeypatch, s, e)
+  label = jnp.array(rng.random(execution.shape), jnp.float32)
+  last = critics.last_slot(rollout.execution)
+  known = last.at[:, 0, 0].set(True)  # a label in the middle of each problem's first text
+  batch = prm.Labelled(families, rollout, label, known)
+  counts = tuple(mask.sum() for mask in prm.counted(batch))
+  loss, _ = prm.step_loss(None, batch, counts=counts, lm=None, symbols=symbols)
+  p, label = 1 / (1 + np.exp(-np.asarray(e, np.float64))), np.asarray(label)
+  error = -(label * np.log(p) + (1 - label) * np.log(1 - p))
+  want = error[np.asarray(known & ~last)].mean() + error[np.asarray(last)].mean()
+  assert float(loss) == pytest.approx(want, rel=1e-5)
+
+  target = jnp.array(rng.normal(size=(*s.shape[:2], s.shape[2] + e.shape[2])), jnp.float32)
+  mask = np.concatenate([rollout.strategy.written_BL, rollout.execution.written_BL[:, 0]], -1)
+  loss, _ = rlhf.value_loss(
+    None, rlhf.Judged(families, rollout, target), count=mask.sum(), lm=None, symbols=symbols
+  )
+  error = 0.5 * (np.concatenate([s, e], -1) - np.asarray(target)) ** 2
+  assert float(loss) == pytest.approx(error[mask].mean(), rel=1e-5)
+
+
+def test_rlhf_pays_the_score_at_the_end_less_the_divergence_on_the_way(flat, symbols, monkeypatch):
+  config, families, rollout = flat
+  config = dataclasses.replace(config, critic=config_lib.Critic(kl=0.3, gae=0.9))
+  rng = np.random.default_rng(0)
+  draw = lambda x: jnp.array(rng.normal(size=x.shape), jnp.float32)
+  both = lambda: (draw(rollout.strategy.logp_BL), draw(rollout.execution.logp_BL[:, 0]))
+  outputs = {"reward": both(), "value": both()}
+  monkeypatch.setattr(critics, "scores", lambda lm, params, *_: outputs[params])
+  start = both()
+  monkeypatch.setattr(
+    policy, "score", lambda *_, **__: policy.Scores(start[0], start[1][:, None], None, None)
+  )
+  state = make_state(config, optax.sgd(0.1), symbols)
+  state = state.replace(critic={name: critics.Critic(name, None) for name in outputs})
+  config = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, microbatches=1))
+  got = rlhf.estimate(state, families, rollout, lm=None, config=config, symbols=symbols)
+
+  join = lambda s, e: np.concatenate([s, e], -1)
+  mask = join(rollout.strategy.written_BL, rollout.execution.written_BL[:, 0])
+  old = join(rollout.strategy.logp_BL, rollout.execution.logp_BL[:, 0])
+  S, score = rollout.strategy.tokens_BL.shape[-1], outputs["reward"][1]
+  advantage, value = np.zeros(mask.shape), join(*outputs["value"])
+  for row in np.ndindex(mask.shape[:2]):
+    reward = -0.3 * (old - join(*start))[row] * mask[row]
+    end = int(rollout.execution.length_B[row[0], 0, row[1]]) - 1  # of the stop token
+    reward[S + end] += score[row][end]
+    assert got.score_PG[row] == score[row][end]
+    advantage[row] = slow_advantages(reward, value[row], mask[row], 0.9)
+  chosen = advantage[mask]
+  want = np.where(mask, (advantage - chosen.mean()) / chosen.std(), 0)
+  np.testing.assert_allclose(got.advantage_PGL, want, atol=2e-5)
+  np.testing.assert_allclose(got.return_PGL, np.where(mask, advantage + value, 0), atol=2e-5)
+
+
 @pytest.mark.parametrize("method", [rlhf, prm])
 def test_first_the_judge_learns_then_the_policy(method, flat, symbols):
-  config, families, rollout = flat  # noqa: F811
+  config, families, rollout = flat
   grades = rewards.grade(rollout.execution, families.answer_PJ[:, :, None], symbols)
   config = dataclasses.replace(config, critic=config_lib.Critic(steps=1, rollouts=2))
   lm, optimizer, judge = transformer.make_lm(config.model, V), optax.sgd(0.1), optax.sgd(0.5)
