@@ -53,7 +53,10 @@ def _main(argv: list[str]) -> int:
     print(__doc__, flags.FLAGS.main_module_help(), "\n\nKeys of --config.: sgpo/config.py", sep="")
     return 0
   if _CONFIG.value is None:
-    raise ValueError("--config is missing, for example --config=configs/word_problems.py")
+    raise ValueError(
+      "--config is missing, for example --config=configs/word_problems.py, or its get_config() "
+      "returns nothing"
+    )
   config = config_lib.read(_CONFIG.value)
   if _PRINT.value:
     print(_CONFIG.value)
@@ -73,6 +76,10 @@ def _main(argv: list[str]) -> int:
       # Read back from the cache, a program for CPUs has lost the order of the collectives in its
       # loops and outside them. Gloo pairs them by order: the processes would wait for each other.
       jax.config.update("jax_enable_compilation_cache", False)
+  else:
+    from sgpo import sharding  # noqa: PLC0415
+
+    sharding.split_cores(config.mesh)
   from sgpo import train  # noqa: PLC0415
 
   try:
@@ -116,6 +123,8 @@ def main() -> None:
   logging.use_absl_handler()
   try:
     arguments = flags.FLAGS(sys.argv)
+  except (SyntaxError, NameError) as error:
+    sys.exit(f"error: --config is no configuration in Python: {error}")
   except (ValueError, flags.Error, AttributeError, KeyError, FileNotFoundError) as error:
     message = _message(error)
     if isinstance(error, flags.Error | AttributeError | KeyError):

@@ -151,7 +151,7 @@ def _lines(path: str | os.PathLike) -> list[tuple[str, str]]:
   try:
     with open(path, encoding="utf-8") as file:
       lines = file.read().split("\n")
-  except FileNotFoundError:
+  except (FileNotFoundError, IsADirectoryError):
     raise ValueError(f"bank file {path} does not exist; export one or correct the path") from None
   except UnicodeDecodeError as error:
     raise ValueError(f"bank file {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None

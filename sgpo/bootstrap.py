@@ -2,6 +2,7 @@
 without human labels, or from a file of strategies."""
 
 import collections
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -59,20 +60,8 @@ def families_of(examples: list[Problem], count: int) -> tuple[list[list[Problem]
   return families, np.array(true)
 
 
-def from_file(
-  params, dataset, tokenizer, config: Config, lm: LM, final: bool = True
-) -> bank_lib.Bank:
-  """The bank of `config.bank.file`, all of it as old as the run that reads it.
-
-  Problems without a vector are embedded by `params`.
-
-  `final`: these parameters will read the bank, and vectors of another model are refused.
-
-  Raises:
-    ValueError: names the line that is broken, or a problem that does not fit its room.
-  """
-  fits = lambda question: len(tokenizer.encode_prompt(question)) <= config.room.prompt
-  vectors = jax.jit(partial(policy.embed, lm))
+def _imported(dataset, tokenizer, config: Config, vectors: Callable, **checks) -> bank_lib.Bank:
+  """The bank of `config.bank.file`; `vectors`: (prompts [BATCH, T], lengths) -> [BATCH, 2D]."""
 
   def embed(questions: list[str]) -> np.ndarray:
     ids = [tokenizer.encode_prompt(question) for question in questions]
@@ -87,16 +76,37 @@ def from_file(
       chunk = ids[start : start + BATCH]
       whole = pipeline.filled(chunk, BATCH)
       tokens_BT = pipeline.pad(whole, config.room.prompt, tokenizer.symbols.pad)
-      made = vectors(params, tokens_BT, np.array([len(row) for row in whole]))
+      made = vectors(tokens_BT, np.array([len(row) for row in whole]))
       out.append(sharding.to_host(made)[: len(chunk)])
     return np.concatenate(out)
 
-  empty = policy.empty_bank(config)
-  bank = bank_io.import_jsonl(
+  return bank_io.import_jsonl(
     config.bank.file, lambda text: tokenizer.encode_strategy(text)[:-1], config.bank.capacity,
-    config.room.strategy, empty.embedding_ND.shape[1], dataset.domains, embed,
-    fits if final else None,
+    config.room.strategy, 2 * config.model.width, dataset.domains, embed, **checks,
   )  # fmt: skip
+
+
+def check_file(dataset, tokenizer, config: Config) -> None:
+  """Reads `config.bank.file` before there is a model.
+
+  Raises:
+    ValueError: names the line that is broken, or a problem that does not fit its room.
+  """
+  width = 2 * config.model.width
+  _imported(dataset, tokenizer, config, lambda rows, _: np.ones((len(rows), width)))
+
+
+def from_file(params, dataset, tokenizer, config: Config, lm: LM) -> bank_lib.Bank:
+  """The bank of `config.bank.file`, all of it as old as the run that reads it.
+
+  Problems without a vector are embedded by `params`.
+
+  Raises:
+    ValueError: as `check_file`, and of vectors of another model.
+  """
+  fits = lambda question: len(tokenizer.encode_prompt(question)) <= config.room.prompt
+  vectors = jax.jit(partial(policy.embed, lm))
+  bank = _imported(dataset, tokenizer, config, partial(vectors, params), probe=fits)
   # Steps are another run's: by them its entries would be younger than all that are new here.
   zero = jnp.zeros_like(bank.born_N)
   return bank.replace(born_N=zero, last_used_N=zero)

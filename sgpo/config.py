@@ -5,12 +5,14 @@ overrides what matters, `read()` freezes the result and checks it by `sgpo/confi
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import ml_collections
 
 from sgpo.config_check import (  # noqa: F401 - handed on: others know `sgpo.config` alone
   GRADERS,
+  MOST_SIBLINGS,
   ROPE_SCALINGS,
   STRATEGIES,
   batches,
@@ -250,6 +252,17 @@ def default() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
+def _section(values: Any, path: str) -> dict:
+  """The keys of a section, which has to have some.
+
+  Raises:
+    ValueError: it is a value.
+  """
+  if not isinstance(values, dict):
+    raise ValueError(f"config{path and '.'}{path} = {values!r} must be a section of keys")
+  return values
+
+
 def _freeze(cls: type, values: Any, path: str) -> Any:
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for name in values:
@@ -261,10 +274,13 @@ def _freeze(cls: type, values: Any, path: str) -> Any:
       raise ValueError(f"config key {path}{name} is missing; start from sgpo.config.default()")
     value, expected = values[name], field.default
     if dataclasses.is_dataclass(expected):
-      out[name] = _freeze(type(expected), value, f"{path}{name}.")
+      inner = _section(value, f"{path}{name}")
+      out[name] = _freeze(type(expected), inner, f"{path}{name}.")
       continue
     if isinstance(expected, tuple):
       value = tuple(value) if isinstance(value, list | tuple) else (value,)
+      words = lambda x: x.split(",") if isinstance(x, str) else [x]  # --config.stages=sft,sgpo
+      value = tuple(itertools.chain.from_iterable(map(words, value)))
       if wrong := [x for x in value if type(x) is not type(expected[0])]:
         raise ValueError(
           f"config.{path}{name} = {value!r} holds {wrong[0]!r}, "
@@ -284,9 +300,10 @@ def _freeze(cls: type, values: Any, path: str) -> Any:
 def read_run(values: dict) -> Config:
   """The configuration of a run's config.json; keys that it is too old to know have defaults."""
 
-  def fill(known: dict, given: dict) -> dict:
+  def fill(known: dict, given: dict, path: str = "") -> dict:
+    given = _section(given, path)
     inner = lambda name, default: (
-      fill(default, given[name]) if isinstance(default, dict) else given[name]
+      fill(default, given[name], name) if isinstance(default, dict) else given[name]
     )
     filled = {name: inner(name, x) if name in given else x for name, x in known.items()}
     return filled | {name: x for name, x in given.items() if name not in known}

@@ -4,8 +4,10 @@ Nothing of sgpo is imported here: `sgpo/config.py` imports this file and hands t
 that `sgpo.config` is the one place from which others take them.
 """
 
+import dataclasses
 import difflib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 _POSITIVE = (
@@ -37,6 +39,7 @@ UNREAD = (  # key, its value that means nothing is asked, stages that do not rea
   ("sgpo.divide_by_std", False, ("rft", "rlhf", "prm")),
   ("reward.coherent", False, ("rlhf", "prm")),
 )
+MOST_SIBLINGS = 63  # problems are numbered so that a family has 64 at most
 GRADERS = ("digits", "numeric", "math")
 STRATEGIES = ("plan", "sentence", "code")
 ATTENTIONS = ("parts", "cudnn", "xla")
@@ -54,6 +57,16 @@ def get(config: Any, path: str) -> Any:
   for name in path.split("."):
     config = getattr(config, name)
   return config
+
+
+def numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
+  """The dotted path and value of every number that is no whole one."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from numbers(value, f"{path}{field.name}.")
+    elif isinstance(value, float):
+      yield f"{path}{field.name}", value
 
 
 def batches(config: Any) -> list[tuple[str, int, str, int]]:
@@ -75,14 +88,22 @@ def check(config: Any) -> None:
   for path in _POSITIVE:
     if not get(config, path) > 0:  # so that nan is refused, too
       raise ValueError(f"config.{path} = {get(config, path)} must be positive")
-    if get(config, path) == math.inf and not path.endswith(".clip"):
-      raise ValueError(f"config.{path} = inf must be finite")
   for path in _NOT_NEGATIVE:
     if not get(config, path) >= 0:
       raise ValueError(f"config.{path} = {get(config, path)} must not be negative")
   for path in _SHARES:
     if not 0 <= get(config, path) <= 1:
       raise ValueError(f"config.{path} = {get(config, path)} must lie in [0, 1]")
+  for path, value in numbers(config):
+    if not math.isfinite(value) and not path.endswith(".clip"):
+      raise ValueError(f"config.{path} = {value} must be finite")
+  if config.seed >= 2**63:
+    raise ValueError(f"config.seed = {config.seed} must be below 2**63")
+  if config.sgpo.siblings > MOST_SIBLINGS:
+    raise ValueError(
+      f"config.sgpo.siblings = {config.sgpo.siblings} must be at most {MOST_SIBLINGS}: families "
+      f"have up to {MOST_SIBLINGS + 1} problems"
+    )
   if config.data.annotated + config.data.practice >= 1:
     raise ValueError(
       f"config.data.annotated + practice = {config.data.annotated + config.data.practice:g} "

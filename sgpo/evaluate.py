@@ -10,7 +10,6 @@ import argparse
 import collections
 import dataclasses
 import itertools
-import json
 import math
 import os
 import sys
@@ -22,7 +21,7 @@ import numpy as np
 
 from sgpo import allocator, files, graders, sharding
 from sgpo import config as config_lib
-from sgpo.data import make_dataset, pipeline
+from sgpo.data import lines, make_dataset, pipeline
 from sgpo.data.dataset import Dataset
 from sgpo.evaluation import statistics
 from sgpo.evaluation.sampling import Loaded, Sample, data_of, load, sample_plain, sample_strategies
@@ -179,15 +178,19 @@ def grade_batch(
   return rows
 
 
-def identity(args: argparse.Namespace) -> dict:
-  """What makes an evaluation's rows: the command, and the checkpoints that a run has by now."""
+def identity(args: argparse.Namespace, data: list[dict]) -> dict:
+  """What makes an evaluation's rows: the command, the checkpoints that a run has by now, the data.
+
+  `data`: fingerprints of the data sets.
+  """
   saved = os.path.join(args.model, "checkpoints")
   steps = sorted(os.listdir(saved)) if os.path.isdir(saved) else []
-  return {k: v for k, v in vars(args).items() if k != "out"} | {"checkpoints": steps}
+  command = {k: v for k, v in vars(args).items() if k != "out"}
+  return command | {"checkpoints": steps, "files": data}
 
 
-def started(args: argparse.Namespace) -> list[dict]:
-  """Rows that an interrupted evaluation by the same command has left in --out, mostly none.
+def started(args: argparse.Namespace, told: dict) -> list[dict]:
+  """Rows that an interrupted evaluation has left in --out, mostly none; `told` is its identity.
 
   Raises:
     ValueError: they are of another command, or the evaluation is whole.
@@ -197,28 +200,29 @@ def started(args: argparse.Namespace) -> list[dict]:
   path, rows = (os.path.join(args.out, name) for name in (COMMAND, ROWS))
   if not os.path.exists(rows):
     return []
-  if not os.path.exists(path) or files.read_json(path) != identity(args):
+  if not os.path.exists(path) or files.read_json(path) != told:
     raise ValueError(
-      f"--out={args.out} holds a part of an evaluation by another command or of other checkpoints: "
-      "choose another folder, or move it"
+      f"--out={args.out} holds a part of an evaluation by another command, of other checkpoints or "
+      "other data: choose another folder, or move it"
     )
-  with open(rows, encoding="utf-8") as file:
-    return [json.loads(line) for line in file]
+  return lines.read_rows(rows, ["question"]) if os.path.getsize(rows) else []
 
 
 def run(args: argparse.Namespace) -> dict:
   """Evaluates as the command line says; returns the summary, writes it and the rows to --out."""
-  rows = started(args)
   given = {"template": args.template, "chat": args.chat}
   given = {name: value for name, value in given.items() if value is not None}
   plain = args.mode == "plain"
   data = data_of(args.model, given, plain)
   dataset = make_data(args.data, data)
   families = choose(dataset, args)
-  shots = ""
+  shots, used = "", [dataset]
   if args.shots:
-    shots = shots_text(make_data(args.shots_from or args.data, data), args.shots)
-  files.write_json(os.path.join(args.out, COMMAND), identity(args))
+    used.append(make_data(args.shots_from or args.data, data))
+    shots = shots_text(used[1], args.shots)
+  told = identity(args, [x.fingerprint() for x in used])
+  rows = started(args, told)
+  files.write_json(os.path.join(args.out, COMMAND), told)
   loaded = load(args.model, given, args.dtype, plain)  # last: weights may take minutes
   args.strategy_room = args.strategy_room or loaded.strategy_room
   sample = make_sampler(loaded, shots, data.chat, args)
@@ -251,12 +255,23 @@ def check(args: argparse.Namespace) -> None:
     raise ValueError(
       f"--shots={args.shots} are for --mode=plain; strategies are trained, not shown"
     )
-  if not args.temperature >= 0 or not 0 < args.top_p <= 1:
+  if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
     raise ValueError(
-      f"--temperature={args.temperature} must not be negative, --top_p={args.top_p} lie in (0, 1]"
+      f"--temperature={args.temperature} must not be negative, nor infinite, "
+      f"--top_p={args.top_p} lie in (0, 1]"
     )
-  if args.siblings < 0:
-    raise ValueError(f"--siblings={args.siblings} must not be negative")
+  if not args.out:
+    raise ValueError("--out= names no folder; give one")
+  if args.shots < 0 or (args.shots_from and not args.shots):
+    raise ValueError(
+      f"--shots={args.shots} must not be negative, and positive where --shots_from is given"
+    )
+  if not 0 <= args.seed < 2**63:
+    raise ValueError(f"--seed={args.seed} must lie in [0, 2^63)")
+  if not 0 <= args.siblings <= config_lib.MOST_SIBLINGS:
+    raise ValueError(
+      f"--siblings={args.siblings} must not be negative, nor above {config_lib.MOST_SIBLINGS}"
+    )
   if args.siblings and args.split:
     raise ValueError(f"--split={args.split}: families of --siblings are of class split cls alone")
   if args.siblings and args.mode != "strategy":

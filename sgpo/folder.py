@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import glob
 import json
 import os
 import platform
@@ -69,8 +70,9 @@ def make(config: config_lib.Config, workdir: str) -> None:
     return
   if config.init_from and not os.path.exists(os.path.join(config.init_from, "config.json")):
     raise ValueError(f"config.init_from = {config.init_from!r} holds no run: no config.json there")
-  if config.bank.file and not os.path.exists(config.bank.file):
-    raise ValueError(f"config.bank.file = {config.bank.file!r} does not exist")
+  saved = os.path.join(glob.escape(config.init_from), "checkpoints", "[0-9]*")
+  if config.init_from and not (is_model(config.init_from) or glob.glob(saved)):
+    raise ValueError(f"config.init_from = {config.init_from!r} has no checkpoint yet")
   try:
     os.makedirs(workdir, exist_ok=True)
     present = {name for _, _, names in os.walk(workdir) for name in names}

@@ -34,7 +34,6 @@ from sgpo.evaluation import evaluate as evaluation
 from sgpo.graders.rollouts import HostGradedStep
 from sgpo.methods import Method
 from sgpo.metrics import MetricWriter, Progress
-from sgpo.models import transformer
 from sgpo.types import TrainState
 
 
@@ -258,6 +257,8 @@ def begin(config: config_lib.Config, workdir: str) -> tuple[config_lib.Config, A
   if fresh:
     pipeline.check_room(dataset, tokenizer, config)
     loading.check_weights(config, tokenizer)
+    if config.bank.file:
+      bootstrap.check_file(dataset, tokenizer, config)
   refusal = None
   if jax.process_index() == 0:
     try:
@@ -286,6 +287,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
   caught: list[int] = []
 
   def leave(number, _):
+    caught.append(number)  # what is raised while Python collects garbage is lost
     raise Interrupted(number, workdir)
 
   def note(number, _):
@@ -304,9 +306,6 @@ def run(config: config_lib.Config, workdir: str) -> str:
           os.path.join(workdir, "run.json"), folder.describe(dataset.fingerprint(), count)
         )
       position, state = loading.resume(r, params)
-      if config.bank.file and state is None:  # a broken line is found now, not after a cold start
-        lm = transformer.make_lm(config.model, r.tokenizer.vocab_size)
-        bootstrap.from_file(params, r.dataset, r.tokenizer, config, lm, final=False)
       offset = sum(loading.stage_method(r, i).steps for i in range(position.stage))
       for stage in range(position.stage, len(config.stages)):
         method = loading.stage_method(r, stage)
@@ -320,6 +319,8 @@ def run(config: config_lib.Config, workdir: str) -> str:
           if caught:  # while the last step was saved, or before there was one to take
             raise Interrupted(caught[0], workdir)
           finish_stage(r, state, stage, offset)
+          if caught:
+            raise Interrupted(caught[0], workdir)
         params, state = state.params, None
         position = loading.Position(stage + 1, 0, None)
     r.checkpointer.close()

@@ -59,6 +59,10 @@ def test_default_round_trips():
     ("reward.own", float("nan"), "must not be negative"),
     ("sgpo.b2", 2.0, "must lie in"),
     ("sgpo.learning_rate", float("inf"), "config.sgpo.learning_rate = inf must be finite"),
+    ("model.norm_offset", float("nan"), "config.model.norm_offset = nan must be finite"),
+    ("seed", 10**20, "must be below 2**63"),
+    ("sgpo.siblings", 64, "config.sgpo.siblings = 64 must be at most 63"),
+    ("sft", 3, "config.sft = 3 must be a section of keys"),
     ("sampling.top_k", 1, "stage 'sgpo' compares samples of a group"),
     ("bank.retrieved", 5000, "exceeds capacity"),
     ("eval.strategy", 16, "config.eval.strategy = 16 must hold"),
@@ -72,6 +76,10 @@ def test_default_round_trips():
 def test_mistakes_name_key_and_value(path, value, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     config_lib.read(changed(path, value))
+
+
+def test_stages_may_come_by_commas():
+  assert config_lib.read(changed("stages", "sft,sgpo")).stages == ("sft", "sgpo")
 
 
 def test_whole_numbers_pass_as_floats():
@@ -169,3 +177,5 @@ def test_a_run_of_an_older_version_is_read_with_defaults():
   assert config_lib.read_run(values) == dataclasses.replace(config_lib.Config(), seed=7)
   with pytest.raises(ValueError, match='unknown config key sgpo.pool. Did you mean "pooled"'):
     config_lib.read_run({"sgpo": {"pool": 1}})
+  with pytest.raises(ValueError, match="config.model = 3 must be a section"):
+    config_lib.read_run({"model": 3})

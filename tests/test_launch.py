@@ -35,6 +35,8 @@ SMOKE = f"--config={ROOT}/configs/smoke.py"
     ([SMOKE], "--workdir is missing"),
     (["--workdir=x"], "--config is missing"),
     (["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
+    ([f"--config={ROOT}/README.md", "--workdir=x"], "--config is no configuration in Python"),
+    ([SMOKE, "--workdir=x", "--config.bank.file=/"], "bank file / does not exist"),
     ([SMOKE, "--workdir=/dev/null/x"], "/dev/null/x cannot be written"),
   ],
 )

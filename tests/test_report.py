@@ -231,7 +231,8 @@ def test_empty_files_are_not_called_missing(workdir):
   assert "is missing" not in text
 
 
-def test_empty_folder_has_a_report(tmp_path):
+def test_a_run_without_anything_has_a_report(tmp_path):
+  (tmp_path / "eval").mkdir()
   text = words(report.page(str(tmp_path)))
   for file in ("config.json", "metrics.jsonl", "eval/&lt;stage&gt;.json"):
     assert f"{file} is missing" in text
@@ -328,5 +329,8 @@ def test_command_line(workdir):
   with open(path, encoding="utf-8") as file:
     assert "0.50 → <i>0.75</i>" in file.read()
   assert not os.path.exists(path + ".tmp")
+  (workdir / "other").mkdir()
+  with pytest.raises(ValueError, match="other holds no run"):
+    report.write_report(str(workdir / "other"))
   with pytest.raises(ValueError, match="nowhere is no folder"):
     report.write_report(str(workdir / "nowhere"))

@@ -303,6 +303,7 @@ def test_so_is_one_whose_own_start_has(finished, tmp_path):
   last = dataclasses.replace(CONFIG, data=data, init_from=str(tmp_path / "between"))
   with pytest.raises(ValueError, match=f"start {finished} has learnt classes"):
     loading.check_start(last)
+  os.mkdir(tmp_path / "between" / "checkpoints" / "1")
   round_about = dataclasses.replace(CONFIG, init_from=str(tmp_path / "between"))
   folder.make(round_about, str(tmp_path / "after"))
   again = dataclasses.replace(between, init_from=str(tmp_path / "after"))
@@ -386,10 +387,21 @@ def test_an_edited_bank_and_its_export_start_another_run(finished, tmp_path):
 
 
 def test_a_bank_file_is_read_before_anything_is_trained(tmp_path):
-  with pytest.raises(ValueError, match="bank.file = .* does not exist"):
+  with pytest.raises(ValueError, match="bank file .*none.jsonl does not exist"):
     train.run(with_bank_file(tmp_path / "none.jsonl"), str(tmp_path / "a"))
   assert not os.path.exists(tmp_path / "a")
   (tmp_path / "bank.jsonl").write_text('{"strategy": "q+q", "domain": "money"\n')
   with pytest.raises(ValueError, match="bank.jsonl, line 1: broken JSON"):
     train.run(with_bank_file(tmp_path / "bank.jsonl"), str(tmp_path / "a"))
-  assert not os.listdir(tmp_path / "a" / "checkpoints")
+  with pytest.raises(ValueError, match="bank file .* does not exist"):
+    train.run(with_bank_file(tmp_path), str(tmp_path / "a"))
+  assert not os.path.exists(tmp_path / "a")
+
+
+def test_a_start_without_checkpoints_is_refused_before_the_folder(finished, tmp_path):
+  shutil.copytree(finished, tmp_path / "start", ignore=lambda *_: ["checkpoints"])
+  start = dataclasses.replace(CONFIG, init_from=str(tmp_path / "start"))
+  with pytest.raises(ValueError, match="start' has no checkpoint yet"):
+    train.run(start, str(tmp_path / "a"))
+  assert not os.path.exists(tmp_path / "a")
+  assert not os.path.exists(tmp_path / "start" / "checkpoints")

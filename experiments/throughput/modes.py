@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import optax
 
 from experiments.throughput.workload import Workload
 from sgpo import config as config_lib
-from sgpo import policy, rewards
+from sgpo import policy, rewards, sharding
 from sgpo import step as step_lib
 from sgpo.methods import sft, sgpo
 from sgpo.models import sampler, transformer
@@ -75,16 +76,27 @@ def families(w: Workload, c: config_lib.Config, seed: int) -> Families:
   )
 
 
+def laid(make: Callable) -> Any:
+  """`make()`, a dict or a state, on the mesh that is set."""
+  mesh = jax.sharding.get_mesh()
+  return jax.jit(make, out_shardings=sharding.state_shardings(mesh, jax.eval_shape(make)))()
+
+
+def put(batch: Any) -> Any:
+  """A batch on the mesh that is set."""
+  return sharding.put_batch(jax.sharding.get_mesh(), batch)
+
+
 def reinforce(w: Workload, siblings: int) -> Step:
   """An SGPO step on families of 1 + `siblings` problems; without siblings a GRPO step."""
   c = config(w, siblings)
   method = sgpo.make(c, None, tokenizer(w))
-  state = jax.jit(lambda: method.init(transformer.make_lm(c.model, w.vocab).init(KEY)))()
+  state = laid(lambda: method.init(transformer.make_lm(c.model, w.vocab).init(KEY)))
   jitted = jax.jit(method.step, donate_argnums=0)
 
   def step(i):
     nonlocal state
-    state, metrics = jitted(state, families(w, c, i), jax.random.key(i))
+    state, metrics = jitted(state, put(families(w, c, i)), jax.random.key(i))
     jax.block_until_ready((state, metrics))
 
   return step
@@ -95,7 +107,7 @@ def parts(w: Workload) -> Step:
   c, symbols = config(w, w.siblings), tokenizer(w).symbols
   lm, optimizer = transformer.make_lm(c.model, w.vocab), sgpo.make_optimizer(c)
   method = sgpo.make(c, None, tokenizer(w))
-  state = jax.jit(lambda: method.init(lm.init(KEY)))()
+  state = laid(lambda: method.init(lm.init(KEY)))
   bound = dict(lm=lm, config=c, symbols=symbols)
 
   rollout = partial(
@@ -124,7 +136,7 @@ def parts(w: Workload) -> Step:
   def step(i):
     nonlocal state
     key = jax.random.key(i)
-    batch, retrieval = timed("retrieve", state, families(w, c, i), key)
+    batch, retrieval = timed("retrieve", state, put(families(w, c, i)), key)
     rolled = timed("rollout", state.params, batch.prompt_PJT, batch.length_PJ, key)
     r = timed("reward", state.params, batch, rolled)
     state, _ = timed("update", state, batch, rolled, r)
@@ -137,7 +149,7 @@ def parts(w: Workload) -> Step:
 def decode(w: Workload) -> Step:
   """Generation alone: prefill and sampler."""
   lm = transformer.make_lm(model(w), w.vocab)
-  params, symbols = jax.jit(lm.init)(KEY), tokenizer(w).symbols
+  params, symbols = laid(lambda: {"params": lm.init(KEY)})["params"], tokenizer(w).symbols
 
   @jax.jit
   def generate(params, prompt_BT, key):
@@ -149,7 +161,8 @@ def decode(w: Workload) -> Step:
     )[0]  # fmt: skip
 
   def step(i):
-    jax.block_until_ready(generate(params, draw(w, i, w.prompts, w.prompt), jax.random.key(i)))
+    prompts = put(draw(w, i, w.prompts, w.prompt))
+    jax.block_until_ready(generate(params, prompts, jax.random.key(i)))
 
   return step
 
@@ -167,9 +180,9 @@ def train(w: Workload) -> Step:
   )  # fmt: skip
   pieces = w.microbatches or max(1, w.rows * length // 512)
   c = dataclasses.replace(config(w, 0), sft=config_lib.Sft(microbatches=pieces))
-  state = jax.jit(lambda: sft.initial_state(lm.init(KEY), optimizer=optimizer, config=c))()
+  state = laid(lambda: sft.initial_state(lm.init(KEY), optimizer=optimizer, config=c))
   bound = dict(lm=lm, optimizer=optimizer, config=c, symbols=tokenizer(w).symbols)
-  jitted = jax.jit(partial(sft.sft_step, **bound), donate_argnums=0)
+  jitted, batch = jax.jit(partial(sft.sft_step, **bound), donate_argnums=0), put(batch)
 
   def step(i):
     nonlocal state

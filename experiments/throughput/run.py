@@ -79,6 +79,11 @@ class Laps:
     print(json.dumps(line), file=self.out, flush=True)
 
 
+def sizes(text: str) -> tuple[int, ...]:
+  """Numbers by commas."""
+  return tuple(int(part) for part in text.split(","))
+
+
 def arguments() -> argparse.Namespace:
   """Command line; the sizes of a workload can be changed one by one."""
   parser = argparse.ArgumentParser(
@@ -90,6 +95,10 @@ def arguments() -> argparse.Namespace:
   parser.add_argument("--warmup", type=int, default=2)
   parser.add_argument("--gate", action="store_true")
   parser.add_argument("--no-allocator", action="store_true", help="leave the heap as it is")
+  parser.add_argument(
+    "--mesh", type=sizes, default=(1, 1), metavar="DATA,MODEL",
+    help="the mesh; of a CPU's cores as many devices are made",
+  )  # fmt: skip
   parser.add_argument("--cache", default="", help="folder of the compilation cache")
   for field in dataclasses.fields(Workload):
     parser.add_argument(f"--{field.name}", type=field.type, help="of the workload, changed")
@@ -107,13 +116,16 @@ def main() -> None:
   import jax  # behind the allocator, which starts this program anew
 
   from experiments.throughput import modes
+  from sgpo import sharding
 
+  sharding.split_cores(args.mesh)
   if args.cache:
     jax.config.update("jax_compilation_cache_dir", args.cache)
-  sizes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)}
-  changed = {name: value for name, value in sizes.items() if value is not None}
+  asked = {f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)}
+  changed = {name: value for name, value in asked.items() if value is not None}
   workload = dataclasses.replace(WORKLOADS[args.workload], **changed)
   peak = modes.peak_flops(workload.dtype)
+  jax.set_mesh(sharding.make_mesh(args.mesh))
   for mode in args.modes.split(","):
     laps, step = Laps(mode, args, out), modes.MODES[mode](workload)
     laps.run(step)

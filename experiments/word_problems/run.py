@@ -141,6 +141,8 @@ def main() -> int:
   parser.add_argument("--runs", default="runs/word_problems", help="folder of the runs")
   parser.add_argument("--out", default="", help="folder of records and results; else that of runs")
   args = parser.parse_args()
+  if not args.seeds:
+    parser.error("--seeds= names none; give some by commas")
   out = args.out or args.runs
   os.makedirs(out, exist_ok=True)
   store = runs.Records(os.path.join(out, "records.jsonl"), KEY)

@@ -77,9 +77,19 @@ class Tokenizer:
 
   @classmethod
   def load(cls, path: str, extra: Sequence[str] = ()) -> "Tokenizer":
-    """Reads a file that `save` wrote."""
+    """Reads a file that `save` wrote.
+
+    Raises:
+      ValueError: it is empty or broken.
+    """
     with open(path, "rb") as file:
-      return cls(file.read(), extra)
+      proto = file.read()
+    try:
+      if proto:  # of none sentencepiece makes a model without pieces
+        return cls(proto, extra)
+    except RuntimeError as error:
+      raise ValueError(f"{path} is no tokenizer ({error}); put back the run's own") from None
+    raise ValueError(f"{path} is empty; put back the run's own")
 
   def save(self, path: str) -> None:
     """Writes the model file in one piece."""

@@ -60,10 +60,12 @@ def read(workdir: str) -> Run:
   """Reads the files of a run that are there.
 
   Raises:
-    ValueError: there is no such folder.
+    ValueError: there is no such folder, or it is not one of a run.
   """
   if not os.path.isdir(workdir):
     raise ValueError(f"--workdir={workdir} is no folder; give the folder of a run")
+  if not {"config.json", "metrics.jsonl", "eval"} & {*os.listdir(workdir)}:
+    raise ValueError(f"--workdir={workdir} holds no run; give the folder of one")
   broken: list[str] = []
 
   def lines(*parts: str) -> list[str]:

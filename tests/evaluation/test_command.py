@@ -106,6 +106,12 @@ def test_answers_of_a_model_folder(folder, tmp_path, monkeypatch, capsys):
     file.writelines(before.splitlines(keepends=True)[:2])
   assert command(monkeypatch, *common, "--seed=1", f"--out={tmp_path}/b") == 1
   assert "a part of an evaluation by another command" in capsys.readouterr().err
+  told = json.loads((tmp_path / "b" / "command.json").read_text())
+  other = json.dumps(told | {"files": [{"word_problems": "1"}]})
+  (tmp_path / "b" / "command.json").write_text(other)  # as if the data had changed meanwhile
+  assert command(monkeypatch, *common, f"--out={tmp_path}/b") == 1
+  assert "or other data" in capsys.readouterr().err
+  (tmp_path / "b" / "command.json").write_text(json.dumps(told))
   assert command(monkeypatch, *common, f"--out={tmp_path}/b") == 0
   assert "3/3" in (said := capsys.readouterr().err) and "2/3" not in said
   assert open(f"{tmp_path}/b/rows.jsonl", encoding="utf-8").read() == before
@@ -131,6 +137,11 @@ def test_strategies_are_executed_on_siblings(folder, tmp_path, monkeypatch):
     (["--samples=2"], "--samples=2 greedy samples are all the same"),
     (["--siblings=2"], "give --mode=strategy"),
     (["--siblings=-1"], "--siblings=-1 must not be negative"),
+    (["--siblings=64", "--mode=strategy"], "--siblings=64 must not be negative, nor above 63"),
+    (["--seed=99999999999999999999"], "must lie in [0, 2^63)"),
+    (["--shots=-3"], "--shots=-3 must not be negative"),
+    (["--shots_from=gsm8k:nosuch"], "positive where --shots_from is given"),
+    (["--temperature=inf"], "--temperature=inf must not be negative, nor infinite"),
     (["--siblings=2", "--mode=strategy", "--split=id"], "--split=id: families"),
     (["--mode=strategy", "--shots=2"], "--shots=2 are for --mode=plain"),
     (["--temperature=-1"], "--temperature=-1.0 must not be negative"),
