@@ -115,10 +115,11 @@ def main() -> None:
   os.dup2(2, 1)  # what a library prints goes to stderr
   import jax  # behind the allocator, which starts this program anew
 
-  from experiments.throughput import modes
   from sgpo import sharding
 
-  sharding.split_cores(args.mesh)
+  sharding.split_cores(args.mesh)  # and before what makes arrays
+  from experiments.throughput import modes
+
   if args.cache:
     jax.config.update("jax_compilation_cache_dir", args.cache)
   asked = {f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)}
