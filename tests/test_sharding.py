@@ -4,6 +4,8 @@ import dataclasses
 import math
 import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -140,3 +142,18 @@ def test_layers_are_cut_apart_before_they_are_gathered(model):
   one_layer = model.width * model.mlp_width // mesh.shape["model"]
   table = 64 * model.width // mesh.shape["model"]
   assert max(exchanged)[0] == max(one_layer, table)
+
+
+@pytest.mark.parametrize("mesh, flags, wanted", [
+  ((1, 2), "", 2), ((1, 1), "", 1), ((10**6, 1), "", 1),
+  ((1, 2), "--xla_force_host_platform_device_count=3", 3),
+])  # fmt: skip
+def test_cores_become_devices_where_there_are_as_many(mesh, flags, wanted):
+  code = (
+    f"from sgpo import sharding; sharding.split_cores({mesh}); import jax; print(jax.devices())"
+  )
+  env = {**os.environ, "XLA_FLAGS": flags}
+  done = subprocess.run(
+    [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+  )
+  assert done.stdout.count("CpuDevice") == (1 if not flags and os.cpu_count() < 2 else wanted)
