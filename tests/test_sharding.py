@@ -153,7 +153,8 @@ def test_cores_become_devices_where_there_are_as_many(mesh, flags, wanted):
     f"from sgpo import sharding; sharding.split_cores({mesh}); import jax; print(jax.devices())"
   )
   env = {**os.environ, "XLA_FLAGS": flags}
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   done = subprocess.run(
-    [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    [sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, check=True
   )
   assert done.stdout.count("CpuDevice") == (1 if not flags and os.cpu_count() < 2 else wanted)
