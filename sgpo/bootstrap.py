@@ -82,7 +82,7 @@ def _imported(dataset, tokenizer, config: Config, vectors: Callable, **checks) -
 
   return bank_io.import_jsonl(
     config.bank.file, lambda text: tokenizer.encode_strategy(text)[:-1], config.bank.capacity,
-    config.room.strategy, 2 * config.model.width, dataset.domains, embed, **checks,
+    config.room.strategy, policy.embedding_width(config), dataset.domains, embed, **checks,
   )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def check_file(dataset, tokenizer, config: Config) -> None:
   Raises:
     ValueError: names the line that is broken, or a problem that does not fit its room.
   """
-  width = 2 * config.model.width
+  width = policy.embedding_width(config)
   _imported(dataset, tokenizer, config, lambda rows, _: np.ones((len(rows), width)))
 
 

@@ -135,13 +135,16 @@ class Checkpointer:
     return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
   def _check(self, step: int, abstract_state: Any, meta: dict) -> None:
-    known = meta.get("shapes", {})  # older ones have none
-    for path, want in _shapes(abstract_state).items():
-      if path not in meta["fingerprints"] or (got := known.get(path, want)) != want:
+    """Raises MisfitError where a leaf that is asked for is not stored, or in another shape."""
+    wanted = _shapes(abstract_state)
+    # Older checkpoints have no shapes: of theirs the paths are known.
+    stored = meta.get("shapes") or {path: wanted.get(path) for path in meta["fingerprints"]}
+    for path, want in wanted.items():
+      if (got := stored.get(path)) != want:
         raise MisfitError(
           f"the checkpoint {self.folder}/{step} is of another state: {path} is {want} here, there "
-          f"{'is none' if path not in meta['fingerprints'] else f'it is {got}'}; go on with the "
-          "version of sgpo that wrote it, or choose another folder"
+          f"{f'it is {got}' if got else 'is none'}; go on with the version of sgpo that wrote it, "
+          "or choose another folder"
         )
 
   def _read(self, step: int, abstract_for: Any) -> tuple[Any, dict]:
@@ -156,10 +159,10 @@ class Checkpointer:
     state = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
     if isinstance(state, dict) and dataclasses.is_dataclass(abstract_state):
       state = abstract_state.replace(**state)
-    got = _leaves(state)
-    for path, want in _leaves(abstract_state).items():
-      if (want.shape, want.dtype) != (got[path].shape, got[path].dtype):
-        raise ValueError(f"{path} is {got[path].dtype}{got[path].shape}")
+    got = _shapes(state)
+    for path, want in _shapes(abstract_state).items():
+      if want != got[path]:
+        raise ValueError(f"{path} is {got[path]}")
     wrong = [p for p, h in fingerprints(state).items() if meta["fingerprints"].get(p) != h]
     if wrong:
       raise ValueError(f"fingerprint of {', '.join(wrong[:3])} differs")

@@ -59,12 +59,12 @@ def get(config: Any, path: str) -> Any:
   return config
 
 
-def numbers(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
+def _floats(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
   """The dotted path and value of every number that is no whole one."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
-      yield from numbers(value, f"{path}{field.name}.")
+      yield from _floats(value, f"{path}{field.name}.")
     elif isinstance(value, float):
       yield f"{path}{field.name}", value
 
@@ -83,8 +83,8 @@ def batches(config: Any) -> list[tuple[str, int, str, int]]:
   return [*out, (*families, pieces, 1), (*problems, pieces, sgpo.microbatches)]
 
 
-def check(config: Any) -> None:
-  """Raises ValueError where a value of a Config is out of its range or two values do not fit."""
+def _check_ranges(config: Any) -> None:
+  """Every number by itself."""
   for path in _POSITIVE:
     if not get(config, path) > 0:  # so that nan is refused, too
       raise ValueError(f"config.{path} = {get(config, path)} must be positive")
@@ -94,7 +94,7 @@ def check(config: Any) -> None:
   for path in _SHARES:
     if not 0 <= get(config, path) <= 1:
       raise ValueError(f"config.{path} = {get(config, path)} must lie in [0, 1]")
-  for path, value in numbers(config):
+  for path, value in _floats(config):
     if not math.isfinite(value) and not path.endswith(".clip"):
       raise ValueError(f"config.{path} = {value} must be finite")
   if config.seed >= 2**63:
@@ -104,6 +104,15 @@ def check(config: Any) -> None:
       f"config.sgpo.siblings = {config.sgpo.siblings} must be at most {MOST_SIBLINGS}: families "
       f"have up to {MOST_SIBLINGS + 1} problems"
     )
+  if config.sgpo.b2 == 1:
+    raise ValueError(
+      "config.sgpo.b2 = 1 keeps no second moment, Adam divides by it; set it below 1"
+    )
+
+
+def check(config: Any) -> None:
+  """Raises ValueError where a value of a Config is out of its range or two values do not fit."""
+  _check_ranges(config)
   if config.data.annotated + config.data.practice >= 1:
     raise ValueError(
       f"config.data.annotated + practice = {config.data.annotated + config.data.practice:g} "
@@ -128,10 +137,6 @@ def check(config: Any) -> None:
     raise ValueError(
       f"config.eval.strategy = {config.eval.strategy} must hold what the bank learnt in "
       f"config.room.strategy = {config.room.strategy}"
-    )
-  if config.sgpo.b2 == 1:
-    raise ValueError(
-      "config.sgpo.b2 = 1 keeps no second moment, Adam divides by it; set it below 1"
     )
   if (config.room.strategy == 1) != (config.eval.strategy == 1):
     raise ValueError(

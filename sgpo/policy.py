@@ -70,9 +70,14 @@ def embed(lm: LM, params, tokens_BT: jax.Array, length_B: jax.Array) -> jax.Arra
   return unit(jnp.concatenate([unit(last_BD), unit(mean_BD)], -1))
 
 
+def embedding_width(config: config_lib.Config) -> int:
+  """Of the vectors that `embed` gives."""
+  return 2 * config.model.width
+
+
 def empty_bank(config: config_lib.Config) -> bank_lib.Bank:
   """A bank without entries for strategies and problems of this configuration."""
-  return bank_lib.init(config.bank.capacity, config.room.strategy, 2 * config.model.width)
+  return bank_lib.init(config.bank.capacity, config.room.strategy, embedding_width(config))
 
 
 def append_hints(

@@ -365,17 +365,9 @@ def test_an_edited_bank_and_its_export_start_another_run(finished, tmp_path):
   )
   fits = lambda p: len(tokenizer.encode(p.plan)) <= CONFIG.room.strategy
   problems = [p for p in (dataset.problem("id", i) for i in range(50)) if fits(p)][:3]
+  old = dict(domain=dataset.domains[0], successes=9, born=900, last_used=950)
   rows = [
-    dict(
-      strategy=p.plan,
-      domain=dataset.domains[0],
-      problem=p.question,
-      successes=9,
-      trials=9 + i,
-      born=900,
-      last_used=950,
-    )
-    for i, p in enumerate(problems)
+    dict(strategy=p.plan, problem=p.question, trials=9 + i, **old) for i, p in enumerate(problems)
   ]
   (tmp_path / "edited.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   bank = read(tmp_path / "edited.jsonl")

@@ -84,12 +84,12 @@ class Tokenizer:
     """
     with open(path, "rb") as file:
       proto = file.read()
+    if not proto:  # of which sentencepiece makes a model without pieces
+      raise ValueError(f"{path} is empty; put back the run's own")
     try:
-      if proto:  # of none sentencepiece makes a model without pieces
-        return cls(proto, extra)
+      return cls(proto, extra)
     except RuntimeError as error:
       raise ValueError(f"{path} is no tokenizer ({error}); put back the run's own") from None
-    raise ValueError(f"{path} is empty; put back the run's own")
 
   def save(self, path: str) -> None:
     """Writes the model file in one piece."""

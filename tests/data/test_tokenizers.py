@@ -58,3 +58,10 @@ def test_training_is_deterministic_and_saves(data, tokenizer, tmp_path):
 def test_too_small_a_vocabulary_is_refused(data):
   with pytest.raises(ValueError, match="vocab_size = 40 must be at least"):
     Tokenizer.train(data.texts(), 40)
+
+
+@pytest.mark.parametrize("proto, message", [(b"", "is empty"), (b"\x0a\x05abc", "is no tokenizer")])
+def test_a_broken_file_is_named(tmp_path, proto, message):
+  (tmp_path / "tokenizer.model").write_bytes(proto)
+  with pytest.raises(ValueError, match=f"tokenizer.model {message}"):
+    Tokenizer.load(str(tmp_path / "tokenizer.model"))
