@@ -71,7 +71,13 @@ def _main(argv: list[str]) -> int:
   cache = os.environ.get("SGPO_CACHE", os.path.expanduser("~/.cache/sgpo/jax"))
   jax.config.update("jax_compilation_cache_dir", cache)
   if _several_processes():
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:  # nothing says where the others are
+      raise ValueError(
+        f"--distributed={_DISTRIBUTED.value}: {error} TPU pods, Slurm and Open MPI say so by "
+        "themselves; a process alone takes --distributed=off"
+      ) from None
     if jax.default_backend() == "cpu":
       # Read back from the cache, a program for CPUs has lost the order of the collectives in its
       # loops and outside them. Gloo pairs them by order: the processes would wait for each other.

@@ -35,7 +35,8 @@ def export_jsonl(
 ) -> int:
   """Writes the living entries, one JSON object a line, in the order of their rows.
 
-  The file appears complete or not at all.
+  Those without a text, of control symbols alone, cannot be said in a file and are left out. The
+  file appears complete or not at all.
 
   Args:
     decode: token ids of a strategy, without the closing symbol, to its text.
@@ -53,11 +54,14 @@ def export_jsonl(
   rows = np.flatnonzero(bank.status_N != bank_lib.EMPTY).tolist()
   lines = []
   for n in rows:
+    text = decode(bank.tokens_NS[n, : bank.length_N[n]].tolist())
+    if not text.strip():
+      continue
     domain = int(bank.domain_N[n])
     if not 0 <= domain < len(domains):
       raise ValueError(f"bank row {n} has domain {domain}, but domains = {tuple(domains)}")
     line = {
-      "strategy": decode(bank.tokens_NS[n, : bank.length_N[n]].tolist()),
+      "strategy": text,
       "domain": domains[domain],
       "successes": _shortest(bank.successes_N[n]),
       "trials": _shortest(bank.trials_N[n]),
@@ -71,7 +75,7 @@ def export_jsonl(
     lines.append(json.dumps(line | (extra(n) if extra else {}), ensure_ascii=False) + "\n")
   with files.replacing(path) as file:
     file.writelines(lines)
-  return len(rows)
+  return len(lines)
 
 
 def _shortest(x: np.float32) -> float:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from sgpo import allocator, files, graders, sharding
+from sgpo import allocator, cli, files, graders, sharding
 from sgpo import config as config_lib
 from sgpo.data import lines, make_dataset, pipeline
 from sgpo.data.dataset import Dataset
@@ -266,8 +266,6 @@ def check(args: argparse.Namespace) -> None:
     raise ValueError(
       f"--shots={args.shots} must not be negative, and positive where --shots_from is given"
     )
-  if not 0 <= args.seed < 2**63:
-    raise ValueError(f"--seed={args.seed} must lie in [0, 2^63)")
   if not 0 <= args.siblings <= config_lib.MOST_SIBLINGS:
     raise ValueError(
       f"--siblings={args.siblings} must not be negative, nor above {config_lib.MOST_SIBLINGS}"
@@ -276,9 +274,6 @@ def check(args: argparse.Namespace) -> None:
     raise ValueError(f"--split={args.split}: families of --siblings are of class split cls alone")
   if args.siblings and args.mode != "strategy":
     raise ValueError(f"--siblings={args.siblings} execute strategies: give --mode=strategy")
-  for name in ("samples", "limit", "batch", "room", "strategy_room"):
-    if getattr(args, name) is not None and getattr(args, name) < 1:
-      raise ValueError(f"--{name}={getattr(args, name)} must be positive")
 
 
 def main() -> int:
@@ -293,13 +288,19 @@ def main() -> int:
   add("--shots", type=int, default=0, help="worked examples before the question")
   add("--shots_from", default="", help="their data set and its folder; --data unless told")
   add("--siblings", type=int, default=0, help="of each problem, to execute its strategies on, too")
-  add("--samples", type=int, default=1)
+  add("--samples", type=cli.positive, default=1)
   add("--temperature", type=float, default=0.0, help="0 is greedy")
   add("--top_p", type=float, default=1.0)
-  add("--limit", type=int, default=10**4, help="problems at most; families with --siblings")
-  add("--batch", type=int, default=64)
-  add("--room", type=int, default=256, help="tokens of an answer or execution")
-  add("--strategy_room", type=int, help="of a strategy; as a run evaluates, 64 of other models")
+  add(
+    "--limit", type=cli.positive, default=10**4, help="problems at most; families with --siblings"
+  )
+  add("--batch", type=cli.positive, default=64)
+  add("--room", type=cli.positive, default=256, help="tokens of an answer or execution")
+  add(
+    "--strategy_room",
+    type=cli.positive,
+    help="of a strategy; as a run evaluates, 64 of other models",
+  )
   either = dict(action=argparse.BooleanOptionalAction)
   add(
     "--template", help="around {question} in the prompt; as a run or what it exported was trained"
@@ -307,7 +308,7 @@ def main() -> int:
   add("--chat", help="as the user's turn of the folder's chat template; likewise", **either)
   add("--calculator", help="the calculator writes behind =; likewise", **either)
   add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
-  add("--seed", type=int, default=0)
+  add("--seed", type=cli.seed, default=0)
   args = parser.parse_args()
   allocator.keep_heap()
   try:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgpo import allocator, files, policy, sharding
+from sgpo import allocator, cli, files, policy, sharding
 from sgpo import config as config_lib
 from sgpo.data import pipeline
 from sgpo.evaluation import sampling
@@ -160,9 +160,6 @@ def run(args: argparse.Namespace) -> dict:
   Raises:
     ValueError: no model, a task that the harness does not know, or an --out that exists.
   """
-  for name in ("batch", "room", "strategy_room"):
-    if (value := getattr(args, name)) is not None and value < 1:
-      raise ValueError(f"--{name}={value} must be positive")
   if os.path.exists(args.out):
     raise ValueError(f"--out={args.out} exists: choose another file, or move it")
   with files.replacing(args.out):  # what cannot be written is told before weights are read
@@ -197,10 +194,19 @@ def main() -> int:
   add("--out", required=True, help="JSON file of the results")
   add("--mode", choices=["plain", "strategy"], default="plain")
   add("--num_fewshot", type=int, default=None)
-  add("--limit", type=int, default=None, help="problems of a task")
-  add("--batch", type=int, default=32)
-  add("--room", type=int, default=256, help="tokens of an answer, where the task does not say")
-  add("--strategy_room", type=int, help="of a strategy; as a run evaluates, 64 of other models")
+  add("--limit", type=cli.positive, default=None, help="problems of a task")
+  add("--batch", type=cli.positive, default=32)
+  add(
+    "--room",
+    type=cli.positive,
+    default=256,
+    help="tokens of an answer, where the task does not say",
+  )
+  add(
+    "--strategy_room",
+    type=cli.positive,
+    help="of a strategy; as a run evaluates, 64 of other models",
+  )
   add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of activations")
   args = parser.parse_args()
   if lm_eval is None:

@@ -12,7 +12,7 @@ import sys
 import jax
 import numpy as np
 
-from sgpo import allocator, loading, policy, rewards
+from sgpo import allocator, cli, loading, policy, rewards
 from sgpo.data import pipeline
 from sgpo.evaluation.solver import Solver
 from sgpo.types import Problem
@@ -71,12 +71,10 @@ def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", required=True, help="a run's folder")
-  parser.add_argument("--samples", type=int, default=8, help="strategies to sample")
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--samples", type=cli.positive, default=8, help="strategies to sample")
+  parser.add_argument("--seed", type=cli.seed, default=0)
   parser.add_argument("question")
   args = parser.parse_args()
-  if args.samples < 1:
-    parser.error(f"--samples={args.samples} must be positive")
   allocator.keep_heap()
   try:
     loaded = loading.load(args.workdir, mesh=(-1, 1), training=False)

@@ -87,6 +87,13 @@ def test_a_failed_export_leaves_the_old_file(bank, tmp_path):
   assert path.read_text() == "old"
 
 
+def test_a_strategy_without_a_text_is_left_out(bank, tmp_path):
+  path = tmp_path / "bank.jsonl"
+  silent = bank.replace(tokens_NS=bank.tokens_NS.at[2].set(0))
+  assert bank_io.export_jsonl(silent, path, decode, DOMAINS) == 2
+  assert (read(path).length_N > 0).sum() == 2
+
+
 def test_a_row_written_by_hand(tmp_path):
   bank = read(write(tmp_path, "", GOOD, "  "))
   assert bank.tokens_NS[0].tolist() == [1, 2, 1, 0] and bank.length_N[0] == 3

@@ -38,6 +38,7 @@ SMOKE = f"--config={ROOT}/configs/smoke.py"
     ([f"--config={ROOT}/README.md", "--workdir=x"], "--config is no configuration in Python"),
     ([SMOKE, "--workdir=x", "--config.bank.file=/"], "bank file / does not exist"),
     ([SMOKE, "--workdir=/dev/null/x"], "/dev/null/x cannot be written"),
+    ([SMOKE, "--workdir=x", "--distributed=on"], "a process alone takes --distributed=off"),
   ],
 )
 def test_mistakes_end_in_one_message_and_no_folder(tmp_path, args, wanted):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sgpo import allocator, bank_math
+from sgpo import allocator, bank_math, cli
 from sgpo import bank as bank_lib
 from sgpo.config import BankConfig
 
@@ -100,11 +100,11 @@ def time_add(args: argparse.Namespace) -> float:
 def main() -> None:
   """Prints one JSON line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--entries", type=int, default=100_000)
-  parser.add_argument("--width", type=int, default=256)
-  parser.add_argument("--queries", type=int, default=256)
-  parser.add_argument("--count", type=int, default=8)
-  parser.add_argument("--repeats", type=int, default=20)
+  parser.add_argument("--entries", type=cli.positive, default=100_000)
+  parser.add_argument("--width", type=cli.positive, default=256)
+  parser.add_argument("--queries", type=cli.positive, default=256)
+  parser.add_argument("--count", type=cli.positive, default=8)
+  parser.add_argument("--repeats", type=cli.positive, default=20)
   parser.add_argument("--faiss", action="store_true", help="beside IndexFlatIP; needs faiss-cpu")
   args = parser.parse_args()
   allocator.restart_with_huge_pages()

@@ -14,7 +14,7 @@ import sys
 import jax
 import numpy as np
 
-from sgpo import allocator, bank_math, files, graders, loading
+from sgpo import allocator, bank_math, cli, files, graders, loading
 from sgpo.config import Data
 from sgpo.data import pipeline, strategies
 from sgpo.evaluation import sampling
@@ -96,9 +96,13 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", required=True, help="a run, whose policy writes the strategies")
   parser.add_argument("--out", required=True, help="the JSON lines to write, the kept ones")
-  parser.add_argument("--split", default="practice", help="of the families: id, practice or cls")
-  parser.add_argument("--families", type=int, default=64)
-  parser.add_argument("--samples", type=int, default=8, help="strategies of each family's source")
+  parser.add_argument(
+    "--split", default="practice", choices=["id", "practice", "cls"], help="of the families"
+  )
+  parser.add_argument("--families", type=cli.positive, default=64)
+  parser.add_argument(
+    "--samples", type=cli.positive, default=8, help="strategies of each family's source"
+  )
   args = parser.parse_args()
   allocator.keep_heap()
   try:

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import runs, tables
-from sgpo import allocator, files, loading
+from sgpo import allocator, cli, files, loading
 from sgpo import bank as bank_lib
 from sgpo.data import pipeline, strategies
 from sgpo.evaluation import evaluate, statistics
@@ -227,7 +227,7 @@ def measured(description: str, made: str, look: Callable) -> tuple[argparse.Name
   """
   parser = argparse.ArgumentParser(description=description)
   parser.add_argument("--runs", default="runs/demo", help="folders of finished runs, by commas")
-  parser.add_argument("--problems", type=int, default=512, help="a split")
+  parser.add_argument("--problems", type=cli.positive, default=512, help="a split")
   parser.add_argument("--out", default="", help=f"folder for {made}")
   args = parser.parse_args()
   allocator.keep_heap()

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from experiments import runs, tables
 from experiments.method_table import methods
 from experiments.method_table.run import finish, header, jobs_of, parser, recorded, settled
-from sgpo import allocator, loading
+from sgpo import allocator, cli, loading
 from sgpo.methods.registry import METHODS
 from sgpo.report import charts
 
@@ -173,7 +173,9 @@ def main() -> int:
   """Command line."""
   flags = parser(__doc__.splitlines()[0], "runs/method_table")
   flags.add_argument("--table", default="", help="records of the method table; else of --runs")
-  flags.add_argument("--rounds", type=int, default=7, help="steps that are timed of each method")
+  flags.add_argument(
+    "--rounds", type=cli.positive, default=7, help="steps that are timed of each method"
+  )
   flags.add_argument(
     "--worked", type=runs.numbers, default=WORKED, help="points of the first curve"
   )

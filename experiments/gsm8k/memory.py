@@ -16,8 +16,9 @@ import jax
 from jax.experimental import topologies
 
 from configs import gsm8k
+from experiments import runs
+from sgpo import cli, sharding
 from sgpo import config as config_lib
-from sgpo import sharding
 from sgpo.methods.registry import METHODS
 from sgpo.models import transformer
 from sgpo.types import Families, Symbols
@@ -116,23 +117,28 @@ def main() -> int:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
-    "--devices", default="1,8,32", help="numbers of devices, data x model = n x 1"
+    "--devices",
+    type=runs.numbers,
+    default="1,8,32",
+    help="numbers of devices, data x model = n x 1",
   )
-  parser.add_argument("--compile", default="", help="a preset whose step is compiled here")
-  parser.add_argument("--mesh", default="1,1", help="data and model axis of --compile")
+  parser.add_argument(
+    "--compile", default="", choices=[*gsm8k.SIZES], help="a preset whose step is compiled here"
+  )
+  parser.add_argument(
+    "--mesh", type=cli.mesh, default="1,1", help="data and model axis of --compile"
+  )
   parser.add_argument("--topology", default="", help="TPUs to compile for, such as v5p:2x2x2")
-  parser.add_argument("--slices", type=int, default=1, help="how many of --topology")
+  parser.add_argument("--slices", type=cli.positive, default=1, help="how many of --topology")
   parser.add_argument("--sources", type=int, default=0, help="of --compile; else the preset's")
   parser.add_argument("--microbatches", type=int, default=0, help="the same")
   parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains everything")
   args = parser.parse_args()
-  counts = [int(n) for n in args.devices.split(",")]
   if args.compile:
-    config = preset_config(args.compile, args.lora, args.sources, args.microbatches)
-    shape = tuple(int(n) for n in args.mesh.split(","))
     try:
+      config = preset_config(args.compile, args.lora, args.sources, args.microbatches)
       devices = tpus(args.topology, args.slices) if args.topology else None
-      mesh = sharding.make_mesh(shape, devices)
+      mesh = sharding.make_mesh(args.mesh, devices)
     except ValueError as error:
       print(f"error: {error}", file=sys.stderr)
       return 1
@@ -146,13 +152,13 @@ def main() -> int:
       f"GiB a device; compiled in {seconds:.0f} s"
     )
     return 0
-  heads = " | ".join(f"{n} device{'s' * (n > 1)}" for n in counts)
+  heads = " | ".join(f"{n} device{'s' * (n > 1)}" for n in args.devices)
   print(f"| preset | parameters | keys and values | state a device, {heads} |")
-  print("|---|---|---|" + "---|" * len(counts))
+  print("|---|---|---|" + "---|" * len(args.devices))
   for preset in gsm8k.SIZES:
     config = preset_config(preset, args.lora)
     _, state, number = abstract_state(config)
-    meshes = [jax.sharding.AbstractMesh((n, 1), ("data", "model")) for n in counts]
+    meshes = [jax.sharding.AbstractMesh((n, 1), ("data", "model")) for n in args.devices]
     cells = [f"{bytes_per_device(state, mesh) / GIB:.1f} GiB" for mesh in meshes]
     print(
       f"| {preset} | {number / 1e9:.2f} B | {cache_bytes(config) / GIB:.1f} GiB | "

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments import runs, tables
 from experiments.induction import decode
-from sgpo import allocator, files, loading
+from sgpo import allocator, cli, files, loading
 from sgpo.data import rules
 from sgpo.evaluation import statistics
 from sgpo.folder import commit
@@ -254,7 +254,7 @@ def main() -> int:
     "--seeds", type=runs.numbers, default="", help="by commas; those of the preset unless given"
   )
   parser.add_argument("--runs", default="runs/induction", help="folder of the runs")
-  parser.add_argument("--workers", type=int, default=2, help="runs at a time, a core each")
+  parser.add_argument("--workers", type=cli.positive, default=2, help="runs at a time, a core each")
   parser.add_argument("--out", default="", help="folder of records and results; else that of runs")
   args = parser.parse_args()
   allocator.keep_heap()

@@ -14,7 +14,7 @@ from functools import partial
 
 from experiments import runs, tables
 from experiments.method_table import methods
-from sgpo import files
+from sgpo import cli, files
 
 PRESETS = {  # options of every run, of cold starts, of methods; seeds
   "full": (
@@ -52,7 +52,7 @@ def parser(description: str, runs_folder: str) -> argparse.ArgumentParser:
     help="share of classes with worked examples; that of methods.py unless given",
   )
   flags.add_argument("--runs", default=runs_folder, help="folder of the runs")
-  flags.add_argument("--workers", type=int, default=2, help="runs at a time, a core each")
+  flags.add_argument("--workers", type=cli.positive, default=2, help="runs at a time, a core each")
   flags.add_argument("--out", default="", help="folder of records and results; else that of runs")
   return flags
 

@@ -14,6 +14,7 @@ import sys
 from experiments import runs, tables
 from experiments.method_table import methods
 from experiments.method_table.run import PRESETS
+from sgpo import cli
 
 SEED = 100
 RATES = (3e-4, 6e-4, 1e-4)
@@ -49,7 +50,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--config", default="configs/word_problems.py")
   parser.add_argument("--runs", default="runs/method_table")
-  parser.add_argument("--workers", type=int, default=2)
+  parser.add_argument("--workers", type=cli.positive, default=2)
   parser.add_argument("--out", default="runs/method_table_search", help="folder of records")
   parser.add_argument("--show", default="", help="records to print, and nothing is run")
   args = parser.parse_args()

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments import runs, tables
-from sgpo import allocator, config, critics, files, loading, policy, rewards
+from sgpo import allocator, cli, config, critics, files, loading, policy, rewards
 from sgpo.data import pipeline
 from sgpo.evaluation import statistics
 from sgpo.methods import prm
@@ -101,8 +101,10 @@ def main() -> int:
   parser.add_argument("--runs", default="runs/method_table")
   parser.add_argument("--seeds", type=runs.numbers, default="0,1,2,3,4")
   parser.add_argument("--methods", default="prm,rlhf")
-  parser.add_argument("--samples", type=int, default=8)
-  parser.add_argument("--problems", type=int, default=256, help="a split, a multiple of 64 is best")
+  parser.add_argument("--samples", type=cli.positive, default=8)
+  parser.add_argument(
+    "--problems", type=cli.positive, default=256, help="a split, a multiple of 64 is best"
+  )
   parser.add_argument("--out", default="", help="folder for verifiers.md and verifiers.json")
   args = parser.parse_args()
   allocator.keep_heap()

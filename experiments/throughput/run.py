@@ -22,7 +22,7 @@ import sys
 import time
 
 from experiments.throughput.workload import WORKLOADS, Workload
-from sgpo import allocator
+from sgpo import allocator, cli
 
 BEGAN = time.perf_counter()
 
@@ -79,11 +79,6 @@ class Laps:
     print(json.dumps(line), file=self.out, flush=True)
 
 
-def sizes(text: str) -> tuple[int, ...]:
-  """Numbers by commas."""
-  return tuple(int(part) for part in text.split(","))
-
-
 def arguments() -> argparse.Namespace:
   """Command line; the sizes of a workload can be changed one by one."""
   parser = argparse.ArgumentParser(
@@ -91,12 +86,12 @@ def arguments() -> argparse.Namespace:
   )
   parser.add_argument("--workload", default="W1", choices=list(WORKLOADS))
   parser.add_argument("--modes", default="rl,sgpo,decode,train")
-  parser.add_argument("--steps", type=int, default=7)
+  parser.add_argument("--steps", type=cli.positive, default=7)
   parser.add_argument("--warmup", type=int, default=2)
   parser.add_argument("--gate", action="store_true")
   parser.add_argument("--no-allocator", action="store_true", help="leave the heap as it is")
   parser.add_argument(
-    "--mesh", type=sizes, default=(1, 1), metavar="DATA,MODEL",
+    "--mesh", type=cli.mesh, default=(1, 1), metavar="DATA,MODEL",
     help="the mesh; of a CPU's cores as many devices are made",
   )  # fmt: skip
   parser.add_argument("--cache", default="", help="folder of the compilation cache")
@@ -120,6 +115,9 @@ def main() -> None:
   sharding.split_cores(args.mesh)  # and before what makes arrays
   from experiments.throughput import modes
 
+  asked_modes = args.modes.split(",")
+  if unknown := {*asked_modes} - {*modes.MODES}:
+    sys.exit(f"error: --modes: {', '.join(sorted(unknown))} must be of {', '.join(modes.MODES)}")
   if args.cache:
     jax.config.update("jax_compilation_cache_dir", args.cache)
   asked = {f.name: getattr(args, f.name) for f in dataclasses.fields(Workload)}
@@ -127,7 +125,7 @@ def main() -> None:
   workload = dataclasses.replace(WORKLOADS[args.workload], **changed)
   peak = modes.peak_flops(workload.dtype)
   jax.set_mesh(sharding.make_mesh(args.mesh))
-  for mode in args.modes.split(","):
+  for mode in asked_modes:
     laps, step = Laps(mode, args, out), modes.MODES[mode](workload)
     laps.run(step)
     more = {}

@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from experiments.throughput.workload import WORKLOADS, Workload
-from sgpo import files
+from sgpo import cli, files
 from sgpo.report import charts
 
 BASE = WORKLOADS["W1"]
@@ -88,7 +88,7 @@ def table(points: dict[str, list[tuple[int, float, float]]], steps: int) -> str:
 def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--steps", type=int, default=5)
+  parser.add_argument("--steps", type=cli.positive, default=5)
   parser.add_argument("--out", required=True, help="folder of scaling.md and scaling.svg")
   args = parser.parse_args()
   seconds: dict[Workload, float] = {}
