@@ -292,8 +292,11 @@ def run(config: config_lib.Config, workdir: str) -> str:
 
   def note(number, _):
     if main and not caught:
-      name = signal.Signals(number).name
-      print(f"{name}: this stops behind the step that runs, and saves", file=sys.stderr, flush=True)
+      words = f"{signal.Signals(number).name}: this stops behind the step that runs, and saves"
+      words += "; Ctrl-C once more leaves at once" if number == signal.SIGINT else ""
+      print(words, file=sys.stderr, flush=True)
+    if number == signal.SIGINT:
+      signal.signal(number, signal.SIG_DFL)  # also where no Python runs, while a step is compiled
     caught.append(number)
 
   with folder.held(workdir) if main else contextlib.nullcontext(), on_signal(note):

@@ -113,12 +113,16 @@ def test_a_signal_during_the_last_save_ends_the_run_before_its_evaluation(tmp_pa
 
   def interrupted(run, state, stage, step, *more):
     save(run, state, stage, step, *more)
-    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    second.append(signal.getsignal(signal.SIGINT))
 
+  second, handler = [], signal.getsignal(signal.SIGINT)
   monkeypatch.setattr(train, "_save", interrupted)
   with pytest.raises(train.Interrupted) as stop:
     train.run(dataclasses.replace(CONFIG, stages=("sft",)), str(tmp_path / "c"))
-  assert stop.value.code == 143
+  assert stop.value.code == 130
+  assert second == [signal.SIG_DFL]  # one more would end the process
+  assert signal.getsignal(signal.SIGINT) == handler
   assert os.listdir(tmp_path / "c" / "eval") == [] and Checkpointer(str(tmp_path / "c")).steps
 
 
