@@ -18,12 +18,12 @@ def test_group_advantages_centre_and_divide():
 def test_clipped_policy_gradient_by_hand():
   # ratios 1.5 (A > 0: clipped to 1.2), 0.5 (A < 0: clipped to 0.8), 1.1 (free), and one masked
   logp = jnp.log(jnp.array([[1.5], [0.5], [1.1], [9.0]]))
-  advantage = jnp.array([1.0, -1.0, 2.0, 5.0])
+  advantage = jnp.array([3.0, -0.5, 2.0, 5.0])
   mask = jnp.array([[True], [True], [True], [False]])
   loss, clipped = losses.clipped_policy_gradient(
     logp, jnp.zeros((4, 1)), advantage, mask, clip_low=0.2, clip_high=0.2
   )
-  np.testing.assert_allclose(loss, -(1.2 - 0.8 + 2.2) / 3, rtol=1e-6)
+  np.testing.assert_allclose(loss, -(3.6 - 0.4 + 2.2) / 3, rtol=1e-6)
   np.testing.assert_allclose(clipped, 2 / 3, rtol=1e-6)
 
 
