@@ -2,8 +2,9 @@
 
 python -m experiments.step_cost.run --config=configs/word_problems.py
 
-A part's share is one less the median ratio of the step without it to the whole, the two in turn.
-Prints one JSON line.
+A part's share is one less the median ratio of the step without it to the whole, the two in turn;
+`to_grpo` is the median ratio of the whole to a step of GRPO on the same problems, with as many
+executions. Prints one JSON line.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from sgpo import allocator, policy
 from sgpo import config as config_lib
 from sgpo.data import make_dataset, strategies
 from sgpo.data.tokenizers import Tokenizer
-from sgpo.methods import sgpo as method_lib
+from sgpo.methods.registry import METHODS
 from sgpo.models import transformer
 from sgpo.types import flatten
 
@@ -48,10 +49,10 @@ def variants(config: config_lib.Config) -> dict[str, config_lib.Config]:
 
 
 class Variant:
-  """A configuration's step with its own state, always on the same batch."""
+  """A method's step with its own state, always on the same batch."""
 
-  def __init__(self, config, dataset, tokenizer, params):
-    method = method_lib.make(config, dataset, tokenizer)
+  def __init__(self, name, config, dataset, tokenizer, params):
+    method = METHODS[name](config, dataset, tokenizer)
     self.batch = next(method.batches(0))
     self.state = jax.jit(method.init)(params)
     jitted = jax.jit(method.step, donate_argnums=0)
@@ -111,16 +112,18 @@ def main(_) -> None:
   params = policy.init_params(config, tokenizer.vocab_size, jax.random.key(0))
   made, memory = {}, {}
   for name, variant in variants(config).items():
-    made[name] = Variant(variant, dataset, tokenizer, params)
+    made[name] = Variant("sgpo", variant, dataset, tokenizer, params)
     memory = memory or made[name].memory()  # of the whole step, before the others take theirs
+  parts = [name for name in made if name != "whole"]
+  made["grpo"] = Variant("grpo", config, dataset, tokenizer, params)
   runs = {name: variant.step for name, variant in made.items()}
   runs["sampling"] = sampling(config, tokenizer, params, made["whole"].batch)
   seconds = in_turn(runs, _ROUNDS.value)
   whole, sampled = (statistics.median(seconds[name]) for name in ("whole", "sampling"))
 
-  def share(name):
-    ratios = [b / a for a, b in zip(seconds["whole"], seconds[name], strict=True)]
-    return round(1 - statistics.median(ratios), 3)
+  def ratio(name, other):
+    ratios = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
+    return statistics.median(ratios)
 
   c = config.sgpo
   executions = c.sources * c.strategies * (1 + c.siblings)
@@ -130,7 +133,8 @@ def main(_) -> None:
     "sampling_s": round(sampled, 3),
     "rest_s": round(whole - sampled, 3),
     "executions_per_s": round(executions / whole, 1),
-    "share": {name: share(name) for name in made if name != "whole"},
+    "to_grpo": round(ratio("whole", "grpo"), 3),
+    "share": {name: round(1 - ratio(name, "whole"), 3) for name in parts},
     **memory,
   }
   print(json.dumps(result))
