@@ -7,7 +7,6 @@ K domains. Every field of the bank is an array along N, so one rule shards them 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import PartitionSpec
 
 from sgpo.bank_math import fingerprint, lower_bound, quota, top_k, unit
 from sgpo.types import NO_SOURCE, within
@@ -31,7 +30,7 @@ class Bank:
   uses_N: jax.Array  # int32, sources that were handed this entry
   last_used_N: jax.Array  # int32, step
   born_N: jax.Array  # int32, step
-  source_N: jax.Array  # int32, id of the source problem or NO_SOURCE
+  source_N: jax.Array  # int32, number of the family or NO_SOURCE
   status_N: jax.Array  # int32, EMPTY, QUARANTINED or ACTIVE
 
 
@@ -85,15 +84,6 @@ def init(capacity: int, strategy_room: int, width: int) -> Bank:
     source_N=i32(NO_SOURCE),
     status_N=i32(EMPTY),
   )
-
-
-def partition_specs() -> Bank:
-  """A Bank of PartitionSpecs: every field along N over all devices of ("data", "model").
-
-  The capacity must be a multiple of the number of devices.
-  """
-  rows = PartitionSpec(("data", "model"))
-  return Bank(**{name: rows for name in Bank.__dataclass_fields__})
 
 
 def retrieve(bank: Bank, query_QD: jax.Array, count: int, bandwidth: float) -> Hits:

@@ -11,9 +11,9 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-  """What makes a random key."""
-  if not 0 <= (value := int(text)) < 2**63:
-    raise ArgumentTypeError(f"{text} must lie in [0, 2^63)")
+  """What makes a random key, of which jax keeps 32 bits."""
+  if not 0 <= (value := int(text)) < 2**32:
+    raise ArgumentTypeError(f"{text} must lie in [0, 2^32)")
   return value
 
 

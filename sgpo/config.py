@@ -12,12 +12,15 @@ import ml_collections
 
 from sgpo.config_check import (  # noqa: F401 - handed on: others know `sgpo.config` alone
   GRADERS,
+  JUDGED,
   MOST_SIBLINGS,
   ROPE_SCALINGS,
   STRATEGIES,
+  SUPERVISED,
   batches,
   check,
   get,
+  sampled,
   suggest,
 )
 

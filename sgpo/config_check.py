@@ -34,10 +34,12 @@ _SHARES = (
   "data.bare_rate critic.gae bank.dropout bank.admit bank.merge sampling.top_p sgpo.b2"
 ).split()
 
+SUPERVISED = "sft", "sft_more"  # stages that imitate worked examples; all others sample
+JUDGED = "rlhf", "prm"  # stages paid by a model that they train
 UNREAD = (  # key, its value that means nothing is asked, stages that do not read it
-  ("sgpo.kl", 0, ("rft", "rlhf", "prm")),
-  ("sgpo.divide_by_std", False, ("rft", "rlhf", "prm")),
-  ("reward.coherent", False, ("rlhf", "prm")),
+  ("sgpo.kl", 0, ("rft", *JUDGED)),
+  ("sgpo.divide_by_std", False, ("rft", *JUDGED)),
+  ("reward.coherent", False, JUDGED),
 )
 MOST_SIBLINGS = 63  # problems are numbered so that a family has 64 at most
 GRADERS = ("digits", "numeric", "math")
@@ -69,14 +71,23 @@ def _floats(config: Any, path: str = "") -> Iterator[tuple[str, float]]:
       yield f"{path}{field.name}", value
 
 
+def sampled(config: Any) -> list[str]:
+  """The stages that sample."""
+  return [stage for stage in config.stages if stage not in SUPERVISED]
+
+
 def batches(config: Any) -> list[tuple[str, int, str, int]]:
-  """What is cut into microbatches: (keys, their rows, key of the pieces, pieces).
+  """What the stages cut into microbatches: (keys, their rows, key of the pieces, pieces).
 
   More pieces than sources are pieces of the families' problems.
   """
   sft, sgpo = config.sft, config.sgpo
   pieces, families = "sgpo.microbatches", ("sgpo.sources", sgpo.sources)
-  out = [("sft.batch", sft.batch, "sft.microbatches", sft.microbatches)]
+  out = []
+  if {*config.stages} & {*SUPERVISED}:
+    out.append(("sft.batch", sft.batch, "sft.microbatches", sft.microbatches))
+  if not sampled(config):
+    return out
   if sgpo.microbatches <= sgpo.sources:
     return [*out, (*families, pieces, sgpo.microbatches)]
   problems = ("sgpo.sources * (1 + sgpo.siblings)", sgpo.sources * (1 + sgpo.siblings))
@@ -97,8 +108,8 @@ def _check_ranges(config: Any) -> None:
   for path, value in _floats(config):
     if not math.isfinite(value) and not path.endswith(".clip"):
       raise ValueError(f"config.{path} = {value} must be finite")
-  if config.seed >= 2**63:
-    raise ValueError(f"config.seed = {config.seed} must be below 2**63")
+  if config.seed >= 2**32:
+    raise ValueError(f"config.seed = {config.seed} must be below 2**32, what jax keeps")
   if config.sgpo.siblings > MOST_SIBLINGS:
     raise ValueError(
       f"config.sgpo.siblings = {config.sgpo.siblings} must be at most {MOST_SIBLINGS}: families "
@@ -199,23 +210,21 @@ def _check_model(m: Any) -> None:
 
 def _check_stages(config: Any) -> None:
   """What methods ask of the other values."""
-  if config.sgpo.strategies < 2 and {"sgpo", "grpo", "rlhf", "prm"} & {*config.stages}:
+  if config.sgpo.strategies < 2 and {*sampled(config)} - {"rft"}:
     raise ValueError("config.sgpo.strategies must be at least 2: a group is its own baseline")
   for name, what in (("share", "teaches"), ("pooled", "compares")):
     if (value := getattr(config.sgpo, name)) and not config.sgpo.siblings:
       raise ValueError(
         f"config.sgpo.{name} = {value} {what} siblings: set config.sgpo.siblings above 0"
       )
-  if not config.sampling.temperature and (sampled := {*config.stages} - {"sft", "sft_more"}):
-    raise ValueError(
-      f"config.sampling.temperature = 0: stage {min(sampled)!r} compares samples of a group, which "
-      "would all be the same; set it above 0"
-    )
-  if config.sampling.top_k == 1 and (sampled := {*config.stages} - {"sft", "sft_more"}):
-    raise ValueError(
-      f"config.sampling.top_k = 1: stage {min(sampled)!r} compares samples of a group, which would "
-      "all be the same; set it above 1, or to 0 for all tokens"
-    )
+  same = "compares samples of a group, which would all be the same; set it"
+  for stage in sampled(config):
+    if not config.sampling.temperature:
+      raise ValueError(f"config.sampling.temperature = 0: stage {stage!r} {same} above 0")
+    if config.sampling.top_k == 1:
+      raise ValueError(
+        f"config.sampling.top_k = 1: stage {stage!r} {same} above 1, or to 0 for all tokens"
+      )
   if "sgpo" in config.stages and config.reward.faithfulness and config.sgpo.sources == 1:
     raise ValueError(
       f"config.reward.faithfulness = {config.reward.faithfulness:g} compares with another family's "

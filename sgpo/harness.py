@@ -117,12 +117,11 @@ class HarnessLM(Base):
     for index, request in enumerate(requests):
       context, settings = request.args
       ids = self._prompt(context)
-      opening = ids[-1] if self.mode == "plain" else None  # prompts of a batch share it
       temperature = settings.get("temperature", 0.0) if settings.get("do_sample") else 0.0
       room = settings.get("max_gen_toks", self.room)
-      groups[opening, temperature, settings.get("top_p", 1.0), room].append((index, ids))
+      groups[temperature, settings.get("top_p", 1.0), room].append((index, ids))
     out = [""] * len(requests)
-    for (_, temperature, top_p, room), members in groups.items():
+    for (temperature, top_p, room), members in groups.items():
       settings = config_lib.Sampling(
         temperature=temperature, top_p=top_p, calculator=self.loaded.calculator
       )

@@ -135,7 +135,7 @@ def check_start(config: config_lib.Config) -> None:
   mine = config.data
   for start, there in ancestors:
     other = there.data
-    practised = other.practice if {*there.stages} - {"sft", "sft_more"} else 0.0
+    practised = other.practice if config_lib.sampled(there) else 0.0
     if other.name == mine.name and (
       mine.annotated < other.annotated
       or mine.annotated + mine.practice < other.annotated + practised

@@ -16,7 +16,7 @@ def check(config: config_lib.Config) -> None:
   if len(set(config.stages)) < len(config.stages):
     raise ValueError(f"config.stages = {config.stages} names a method twice; files are by its name")
   mesh = sharding.make_mesh(config.mesh)
-  if config.bank.capacity % mesh.size:
+  if "sgpo" in config.stages and config.bank.capacity % mesh.size:
     raise ValueError(
       f"config.bank.capacity = {config.bank.capacity} is not divisible by the {mesh.size} devices "
       f"that hold the bank; set it to a multiple of {mesh.size}"
@@ -39,6 +39,11 @@ def check(config: config_lib.Config) -> None:
         f"by the mesh's data axis of {data} devices; choose a multiple of {data * pieces}"
         + (f", or lower config.{key}" if pieces > 1 else "")
       )
+  if config.eval.batch % data:
+    raise ValueError(
+      f"config.eval.batch = {config.eval.batch} is not divisible by the mesh's data axis of {data} "
+      f"devices; choose a multiple of {data}"
+    )
   loading.check_start(config)
 
 
@@ -50,7 +55,7 @@ def check_asked(config: config_lib.Config) -> None:
       f"config.bank.capacity above 0; stages = {config.stages}, capacity = {config.bank.capacity}"
     )
   bare = config.room.strategy == 1
-  paid = [stage for stage in config.stages if stage in ("sgpo", "grpo", "rft")]
+  paid = [stage for stage in config_lib.sampled(config) if stage not in config_lib.JUDGED]
   if bare and config.reward.coherent and paid:
     raise ValueError(
       f"config.reward.coherent = True: stage {paid[0]!r} would be paid nothing, since with "
@@ -67,7 +72,7 @@ def check_asked(config: config_lib.Config) -> None:
       f"config.bank.capacity = {b.capacity}: with config.sgpo.siblings = 0 no strategy is tried on "
       "others, so none would enter the bank; set it to 0, or fill it by config.bank.bootstrap"
     )
-  judged = [stage for stage in config.stages if stage in ("rlhf", "prm")]
+  judged = [stage for stage in config.stages if stage in config_lib.JUDGED]
   if judged and not config.critic.steps:
     raise ValueError(
       f"config.critic.steps = 0: the model by which stage {judged[0]!r} pays would learn nothing"
@@ -95,7 +100,7 @@ def check_data(config: config_lib.Config, dataset) -> None:
       f"config.reward.grader = {config.reward.grader!r} cannot read the answers of {name}; "
       f"choose {' or '.join(dataset.graders)}"
     )
-  wants_plans = {"sft", "sft_more"} & {*config.stages}
+  wants_plans = {*config_lib.SUPERVISED} & {*config.stages}
   if wants_plans and not dataset.plans:
     raise ValueError(
       f"config.stages = {config.stages}: {name} has no plans to imitate; start from a run that has "

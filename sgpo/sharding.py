@@ -16,8 +16,6 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sgpo import bank as bank_lib
-
 PARAMETERS = {  # leaf name: spec            # shape
   "embed": P("model", "data"),  # [V, D]
   "head": P("data", "model"),  # [D, V]
@@ -35,6 +33,7 @@ PARAMETERS = {  # leaf name: spec            # shape
   "up": P(None, "data", "model"),  # [L, D, F]
   "down": P(None, "model", "data"),  # [L, F, D]
 }
+BANK = P(("data", "model"))  # [N, ...]; N is a multiple of the number of devices
 
 
 def split_cores(shape: tuple[int, ...]) -> None:
@@ -114,7 +113,7 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     names = [str(getattr(k, "name", getattr(k, "key", ""))) for k in path]
     spec = PARAMETERS.get(names[-1], P())
     if names[0] == "bank":
-      spec = bank_lib.partition_specs().status_N
+      spec = BANK
     return NamedSharding(mesh, _fit(mesh, spec, leaf.shape))
 
   return jax.tree_util.tree_map_with_path(sharding, abstract_state)

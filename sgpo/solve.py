@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sgpo import allocator, cli, loading, policy, rewards
-from sgpo.data import pipeline
+from sgpo.data import DATASETS, pipeline
 from sgpo.evaluation.solver import Solver
 from sgpo.types import Problem
 
@@ -26,7 +26,7 @@ def solve(loaded: loading.Loaded, question: str, samples: int, seed: int) -> dic
   Raises:
     ValueError: a question longer than the room, or a run whose answers only the host can read.
   """
-  config, dataset, tokenizer, state = loaded
+  config, _, tokenizer, state = loaded
   if config.reward.grader != "digits":
     raise ValueError(
       f"config.reward.grader = {config.reward.grader!r}: only answers of 'digits' are read here; "
@@ -39,8 +39,9 @@ def solve(loaded: loading.Loaded, question: str, samples: int, seed: int) -> dic
       "(config.eval.prompt); shorten it"
     )
   numbers = tuple(int(n) for n in re.findall(r"\d+", question))[: config.room.numbers]
-  problem = Problem(question, 0, "", "", dataset.domains[0], numbers=numbers)
-  families = pipeline.family_arrays([[problem]], tokenizer, solver.room, dataset.domains)
+  domains = DATASETS[config.data.name].domains
+  problem = Problem(question, 0, "", "", domains[0], numbers=numbers)
+  families = pipeline.family_arrays([[problem]], tokenizer, solver.room, domains)
   bare = families.prompt_PJT[:, 0], families.length_PJ[:, 0]
   hinted = solver.hint(*bare) if solver.has_bank else bare
   # As in evaluation, hints guide the strategy alone: the bare problem is its sibling.
@@ -77,7 +78,7 @@ def main() -> int:
   args = parser.parse_args()
   allocator.keep_heap()
   try:
-    loaded = loading.load(args.workdir, mesh=(-1, 1), training=False)
+    loaded = loading.load(args.workdir, mesh=(-1, 1), data=False, training=False)
     out = solve(loaded, args.question, args.samples, args.seed)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)

@@ -161,10 +161,11 @@ def run_stage(
     with contextlib.suppress(FileNotFoundError):
       os.remove(_evaluation(run, stage))
   writer = MetricWriter(run.workdir, offset + position.step) if main else None
+  progress = None
   if writer:
     cleanup.callback(writer.close)
-  progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
-  cleanup.callback(progress.close)
+    progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
+    cleanup.callback(progress.close)
   pending, ahead, began = None, None, time.perf_counter()
   with cleanup:
     for step in range(position.step, method.steps):
@@ -214,7 +215,8 @@ def finish_stage(run: loading.Run, state: TrainState, stage: int, global_step: i
   name, path = run.config.stages[stage], _evaluation(run, stage)
   if _everywhere(os.path.exists(path)):
     return
-  result, rows = evaluation.evaluate(run.config, state, run.dataset, run.tokenizer)
+  log = print if jax.process_index() == 0 else lambda _: None
+  result, rows = evaluation.evaluate(run.config, state, run.dataset, run.tokenizer, log)
   has_bank, examples = isinstance(state.bank, bank_lib.Bank), {}
   if has_bank:
     state = state.replace(bank=sharding.to_host(state.bank))
@@ -282,7 +284,8 @@ def run(config: config_lib.Config, workdir: str) -> str:
   workdir, main = os.path.abspath(workdir), jax.process_index() == 0
   config, dataset, tokenizer = begin(config, workdir)
   if _everywhere(os.path.exists(os.path.join(workdir, "DONE"))):
-    print(f"{workdir} is done; its report is {workdir}/report.html")
+    if main:
+      print(f"{workdir} is done; its report is {workdir}/report.html")
     return os.path.join(workdir, "report.html")
   caught: list[int] = []
 

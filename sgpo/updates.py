@@ -13,12 +13,15 @@ from sgpo.models import lora
 from sgpo.models.transformer import LM
 from sgpo.types import TrainState
 
+ADAPTERS = (1 << 30) + 1  # of the seed's keys; stages have those of small numbers
+
 
 def trained(params: Any, config: Config) -> Any:
   """What a stage that starts from `params` trains: themselves, or adapters of them. Pure."""
   if not config.lora.rank:
     return params
-  return lora.init(params, config.lora.rank, jax.random.key(config.seed))
+  key = jax.random.fold_in(jax.random.key(config.seed), ADAPTERS)
+  return lora.init(params, config.lora.rank, key)
 
 
 def frozen(params: Any, config: Config, read: bool = False) -> Any:

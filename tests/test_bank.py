@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 
 from sgpo import bank as bank_lib
-from sgpo import bank_math
+from sgpo import bank_math, sharding
 from sgpo.bank import ACTIVE, EMPTY, NO_ENTRY, QUARANTINED
 
 N, S, D, C = 8, 3, 4, 6
@@ -348,7 +348,7 @@ def test_sharded_equals_unsharded():
   assert capacity > 2 * bank_math.BLOCK * 3  # retrieval takes the blocked way
   rng = np.random.default_rng(0)
   mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-  shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), bank_lib.partition_specs())
+  shardings = NamedSharding(mesh, sharding.BANK)
   query = rng.normal(size=(4, width)).astype(np.float32)
 
   def step(bank, batch, number):

@@ -13,8 +13,8 @@ from sgpo import cli
     (cli.positive, "0", "argument --flag: 0 must be positive"),
     (cli.positive, "-3", "argument --flag: -3 must be positive"),
     (cli.positive, "2.5", "argument --flag: invalid positive value: '2.5'"),
-    (cli.seed, "-1", "argument --flag: -1 must lie in [0, 2^63)"),
-    (cli.seed, str(2**63), "must lie in [0, 2^63)"),
+    (cli.seed, "-1", "argument --flag: -1 must lie in [0, 2^32)"),
+    (cli.seed, str(2**32), "must lie in [0, 2^32)"),
     (cli.mesh, "2", "argument --flag: 2 must have two entries, DATA,MODEL"),
     (cli.mesh, "a,1", "argument --flag: invalid mesh value: 'a,1'"),
   ],
@@ -30,7 +30,7 @@ def test_mistakes_name_the_flag(capsys, kind, text, message):
 
 @pytest.mark.parametrize(
   "kind, text, value",
-  [(cli.positive, "1", 1), (cli.seed, str(2**63 - 1), 2**63 - 1), (cli.mesh, "-1,4", (-1, 4))],
+  [(cli.positive, "1", 1), (cli.seed, str(2**32 - 1), 2**32 - 1), (cli.mesh, "-1,4", (-1, 4))],
 )
 def test_values_in_range(kind, text, value):
   assert kind(text) == value

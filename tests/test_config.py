@@ -60,7 +60,7 @@ def test_default_round_trips():
     ("sgpo.b2", 2.0, "must lie in"),
     ("sgpo.learning_rate", float("inf"), "config.sgpo.learning_rate = inf must be finite"),
     ("model.norm_offset", float("nan"), "config.model.norm_offset = nan must be finite"),
-    ("seed", 10**20, "must be below 2**63"),
+    ("seed", 10**20, "must be below 2**32"),
     ("sgpo.siblings", 64, "config.sgpo.siblings = 64 must be at most 63"),
     ("sft", 3, "config.sft = 3 must be a section of keys"),
     ("sampling.top_k", 1, "stage 'sgpo' compares samples of a group"),

@@ -316,7 +316,9 @@ def test_so_is_one_whose_own_start_has(finished, tmp_path):
 
 
 def test_solve_answers_from_a_run(finished):
-  out = solve.solve(loading.load(finished), "Tom has 12 cards. Tom loses 5 cards.", 4, seed=0)
+  out = solve.solve(
+    loading.load(finished, data=False), "Tom has 12 cards. Tom loses 5 cards.", 4, seed=0
+  )
   assert len(out["rows"]) == 4
   assert {"strategy", "execution", "answer"} == set(out["rows"][0])
   with pytest.raises(ValueError, match="holds no run"):

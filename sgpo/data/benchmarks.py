@@ -43,7 +43,7 @@ def make_problem(question: str, answer: str, solution: str, where: str, **fields
 class Benchmark:
   """`sgpo.data.dataset.Dataset` of problems by split, without training problems.
 
-  Families are drawn within `groups`: lists of problems by split and key.
+  Families are drawn within `groups`, problems by what they share: the first split's by plan.
   """
 
   graders = ("numeric",)

@@ -93,7 +93,7 @@ class GSM8K:
   plans = True
 
   def __init__(self, data: config_lib.Data):
-    self.data = data
+    self.data, self._files = data, []
     self.train, self.test = self._read("train"), self._read("test")
     by_plan = collections.defaultdict(list)
     for problem in self.train:
@@ -115,6 +115,7 @@ class GSM8K:
     for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
       path = os.path.join(self.data.path, name)
       if os.path.exists(path):
+        self._files.append(path)
         return [to_problem(row, split, i) for i, row in enumerate(read_file(path))]
     raise ValueError(
       f"config.data.path = {self.data.path!r} has no {split}.jsonl or {split}.jsonl.gz; "
@@ -167,6 +168,5 @@ class GSM8K:
       yield from (strategies.render(problem.plan, self.data), problem.solution)
 
   def fingerprint(self) -> dict[str, str]:
-    """sha256 of each file."""
-    names = sorted(n for n in os.listdir(self.data.path) if n.endswith((".jsonl", ".jsonl.gz")))
-    return {name: lines.sha256(os.path.join(self.data.path, name)) for name in names}
+    """sha256 of each file read."""
+    return {os.path.basename(path): lines.sha256(path) for path in self._files}

@@ -56,7 +56,7 @@ def to_problem(row: dict, where: str, split: str, index: int) -> Problem | None:
 class MATH:
   """`sgpo.data.dataset.Dataset` of a folder with train and test, as folders or JSON lines.
 
-  Where there is no test file, as in a folder with MATH-500 alone, training asks for one in vain.
+  Where there is no training file, as in a folder with MATH-500 alone, training asks for it in vain.
   """
 
   graders = ("math",)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sgpo import graders
-from sgpo.config import Config, Room
+from sgpo.config import Config, Room, sampled
 from sgpo.data import strategies
 from sgpo.data.dataset import Dataset
 from sgpo.data.tokenizers import Tokenizer
@@ -102,7 +102,7 @@ def check_room(dataset: Dataset, tokenizer: Tokenizer, config: Config) -> None:
       raise no_room(split, config)
   if dataset.plans:
     _check_strategies(dataset, tokenizer, config)
-  if {*config.stages} - {"sft", "sft_more"}:
+  if sampled(config):
     _check_families(dataset, tokenizer, config)
 
 

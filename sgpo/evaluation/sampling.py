@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sgpo import config as config_lib
@@ -98,22 +99,23 @@ def load(path: str, given: dict[str, Any], dtype: str, plain: bool = False) -> L
 def sample_plain(
   loaded: Loaded, prompts: list[list[int]], samples: int, room: int, sampling, key
 ) -> Iterator[list[Sample]]:
-  """Answers to one batch of prompts, `samples` for each. Prompts must end in the same token."""
+  """Answers to one batch of prompts, `samples` for each."""
   lm, params, tokenizer, *_ = loaded
   s = tokenizer.symbols
-  (opening,) = {ids[-1] for ids in prompts}
-  longest = max(len(ids) for ids in prompts) - 1
-  tokens = pipeline.pad([ids[:-1] for ids in prompts], -(-longest // BUCKET) * BUCKET, s.pad)
+  last = np.array([ids[-1] for ids in prompts], np.int32)  # read as the answer's opening
   length = np.array([len(ids) - 1 for ids in prompts], np.int32)
-  segment = _generate(lm, s, sampling, samples, room, opening, params, tokens, length, key)
+  T = -(-max(1, *length) // BUCKET) * BUCKET
+  tokens = pipeline.pad([ids[:-1] for ids in prompts], T, s.pad)
+  segment = _generate(lm, s, sampling, samples, room, params, tokens, length, last, key)
   # Models may end in other tokens than the one at which sampling stops.
   ended = lambda ids: itertools.takewhile(lambda i: i not in tokenizer.stops, ids.tolist())
   for row, count in zip(*jax.device_get((segment.tokens_BL, segment.length_B)), strict=True):
     yield [Sample(tokenizer.decode([*ended(ids[:n])])) for ids, n in zip(row, count, strict=True)]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _generate(lm, symbols, sampling, samples, room, opening, params, tokens, length, key):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _generate(lm, symbols, sampling, samples, room, params, tokens, length, last, key):
+  opening = jnp.broadcast_to(last[:, None], (len(last), samples))
   _, prefix = lm.prefill(params, tokens, length)
   context = sampler.empty_context(prefix, samples)
   return sampler.generate(

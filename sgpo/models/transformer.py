@@ -125,7 +125,7 @@ class Layer(nn.Module):
     init = nn.initializers.normal(0.02)
     last = nn.initializers.normal(0.02 / (2 * c.layers) ** 0.5)
     weight = lambda name, *shape, fn=init: self.param(name, fn, shape, jnp.float32).astype(dtype)
-    bias = partial(weight, fn=nn.initializers.zeros)
+    bias = lambda name, *shape: self.param(name, nn.initializers.zeros, shape, jnp.float32)
 
     def multiply(x, name, *shapes, fn=init):
       if self.has_variable("params", f"{name}_turned"):  # those of `LM.split`
@@ -149,7 +149,7 @@ class Layer(nn.Module):
     qkv = multiply(y, "qkv", (D, H, h), (D, K, h), (D, K, h))
     if c.qkv_bias:
       added = join_heads(bias("q_bias", H, h), bias("k_bias", K, h), bias("v_bias", K, h))
-      qkv += added[None, None, None]
+      qkv = (qkv + added[None, None, None]).astype(dtype)
     qkv = qkv.transpose(0, 3, 1, 2, 4, 5)
     q, k = qkv[..., :-2, :], qkv[..., -2:-1, :]
     if c.qk_norm:
@@ -166,7 +166,7 @@ class Layer(nn.Module):
     out = out.transpose(0, 2, 3, 1, 4, 5).reshape(*x_BGQD.shape[:3], H, h)
     out = jnp.einsum("bgqhk,hkd->bgqd", out, weight("o", H, h, D, fn=last))
     if c.out_bias:
-      out += bias("o_bias", D)[None, None, None]
+      out = (out + bias("o_bias", D)[None, None, None]).astype(dtype)
     x_BGQD += behind("post_attn_norm", out)
     y = norm("mlp_norm", x_BGQD)
     both = multiply(y, "mlp", (D, F), (D, F))
@@ -253,8 +253,8 @@ def _logits(config: config_lib.Model, params, hidden):
 
 
 def _cast(config: config_lib.Model, params):
-  # The table's gradient is a sum over all uses of a token: in bfloat16 it stalls behind hundreds.
-  kept = lambda name: name.endswith("norm") or name == "embed"
+  # What is kept has gradients that are sums over tokens: in bfloat16 they stall behind hundreds.
+  kept = lambda name: name.endswith(("norm", "bias")) or name == "embed"
   named = jax.tree_util.tree_map_with_path
   return named(lambda at, x: x if kept(at[-1].key) else x.astype(config.dtype), params)
 

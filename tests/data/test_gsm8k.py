@@ -30,6 +30,7 @@ def test_reads_plain_and_gzip(tmp_path):
   family = data.family("train", 0, 4)
   assert len({p.question for p in family}) == 4 and {p.plan for p in family} == {"q*q"}
   assert data.worked_example(0).solution.count("<<") == 1
+  (tmp_path / "train_socratic.jsonl").write_text("{}\n")  # beside them in the public folder
   assert set(data.fingerprint()) == {"train.jsonl.gz", "test.jsonl"}
 
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from sgpo import evaluate
+from sgpo import config, evaluate
+from sgpo.evaluation import sampling
 from sgpo.evaluation.sampling import Sample
 from sgpo.graders import Grade, numeric
 from sgpo.models import hf
@@ -118,6 +119,18 @@ def test_answers_of_a_model_folder(folder, tmp_path, monkeypatch, capsys):
   summary = json.load(open(f"{tmp_path}/a/summary.json", encoding="utf-8"))
   assert "truncated" not in summary  # nobody knows where a rambling answer should have ended
   assert summary["problems"] == 3 and summary["data"] == {"word_problems": "2"}
+
+
+def test_prompts_of_a_batch_may_end_in_any_token(folder):
+  loaded = sampling.load(folder, {}, "float32")
+  prompts = [loaded.tokenizer.encode_prompt(text) for text in ("How many", "Tom has 5")]
+  prompts.append(prompts[0][:1])  # one token, behind which nothing is left to read
+  assert len({ids[-1] for ids in prompts}) == 3
+  fixed = dict(samples=1, room=6, sampling=config.Sampling(temperature=0.0), key=jax.random.key(0))
+  with jax.numpy_rank_promotion("allow"):
+    together = list(sampling.sample_plain(loaded, prompts, **fixed))
+    alone = [next(sampling.sample_plain(loaded, [ids], **fixed)) for ids in prompts]
+  assert together == alone
 
 
 def test_strategies_are_executed_on_siblings(folder, tmp_path, monkeypatch):

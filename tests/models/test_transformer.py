@@ -133,7 +133,7 @@ def test_copied_prompts_keep_gradients_behind_prompts_and_windows(model):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), parts, other)
 
 
-def test_split_casts_all_but_norms(model, monkeypatch):
+def test_split_casts_all_but_norms_and_biases(model, monkeypatch):
   monkeypatch.setattr(sharding, "on_cpus", lambda: False)
   model = dataclasses.replace(
     model, dtype="bfloat16", qk_norm=True, qkv_bias=True, out_bias=True, post_norms=True
@@ -142,7 +142,24 @@ def test_split_casts_all_but_norms(model, monkeypatch):
   weights = lm.split(lm.init(jax.random.key(0)))
   assert {"qkv", "mlp"} < set(weights["layers"][0])
   for path, x in jax.tree_util.tree_leaves_with_path(weights):
-    assert (x.dtype == jnp.float32) == path[-1].key.endswith("norm"), path
+    assert (x.dtype == jnp.float32) == path[-1].key.endswith(("norm", "bias")), path
+
+
+def test_gradients_of_biases_are_summed_in_float32(model):
+  model = dataclasses.replace(model, qkv_bias=True, out_bias=True)
+  tokens = jax.random.randint(jax.random.key(1), (64, 64), 0, V)
+  params = transformer.make_lm(model, V).init(jax.random.key(0))
+  weight = jax.random.normal(jax.random.key(2), (64, 64, model.width))
+
+  def gradients(dtype):
+    lm = transformer.make_lm(dataclasses.replace(model, dtype=dtype), V)
+    hidden = lambda p: lm.prefill(p, tokens, jnp.full(64, 64))[0].astype(jnp.float32)
+    return jax.grad(lambda p: (hidden(p) * weight).sum())(params)["layers"]
+
+  full, half = gradients("float32"), gradients("bfloat16")
+  for name in ("k_bias", "v_bias", "o_bias"):
+    error = jnp.linalg.norm(half[name] - full[name]) / jnp.linalg.norm(full[name])
+    assert error < 0.015, name
 
 
 def test_bfloat16_is_near_float32(model):
