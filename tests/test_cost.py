@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from sgpo import config as config_lib
 from sgpo import cost
+from sgpo.types import Examples
 from tests.test_step import CORRECT, G, K, P, config, fake_rollout, make_families  # noqa: F401
 
 
@@ -32,6 +34,18 @@ def test_tokens_of_a_step_by_hand(config, symbols):  # noqa: F811
   counts = cost.tokens(families, rollout, bare)
   assert float(counts["cost/read"]) == prompts + rows * K * 2 + 2 * whole
   assert float(counts["cost/trained"]) == 2 * whole
+  teaching = dataclasses.replace(config, sgpo=dataclasses.replace(config.sgpo, share=1.0))
+  counts = cost.tokens(families, rollout, teaching)
+  assert float(counts["cost/trained"]) == whole + P * J * 2
+
+
+def test_tokens_of_a_supervised_step_by_hand():
+  prompt, strategy, execution = np.array([4, 6]), np.array([2, 3]), np.array([5, 1])
+  batch = Examples(None, prompt, None, strategy, None, execution)
+  counts = {name: float(value) for name, value in cost.examples(batch).items()}
+  assert counts == {
+    "cost/generated": 0, "cost/read": 0, "cost/trained": 21, "cost/examples": 2,
+  }  # fmt: skip
 
 
 def test_operations_by_hand():

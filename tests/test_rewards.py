@@ -45,6 +45,8 @@ def test_read_numbers_at_the_end_of_each_run(symbols):
   got = rewards.read_numbers(jnp.array([tokens_of("12x7-305", symbols, 9)]), symbols)
   n = NO_NUMBER
   assert got[0].tolist() == [n, 12, n, 7, n, n, n, 305, n]
+  long = rewards.read_numbers(jnp.array([tokens_of("123456789x1234567890", symbols, 20)]), symbols)
+  assert [x for x in long[0].tolist() if x != n] == [123456789]  # ten digits do not fit
 
 
 def segment(rows, symbols, truncated):

@@ -224,6 +224,12 @@ def test_rewards_and_advantages_by_hand(config, symbols):
   np.testing.assert_allclose(execution[0, :, 1], [0.5, -0.5, 0.5, -0.5])
   np.testing.assert_allclose(execution[2, :, 1], [-0.5, -0.5, 0.5, 0.5])
   np.testing.assert_allclose(execution[3], 0)
+  tells = rollout.strategy.tokens_BL.at[0, 0, 0].set(
+    jnp.array(symbols.digits)[families.answer_PJ[0, 0]]
+  )
+  told = rollout.replace(strategy=rollout.strategy.replace(tokens_BL=tells))
+  leaking = rewarded(config, families, told, symbols).reward_PG
+  np.testing.assert_allclose(leaking, r.reward_PG.at[0, 0].add(-0.2), rtol=1e-6)
   imitating = dataclasses.replace(config.sgpo, execution_baseline=False)
   _, execution, _ = step.advantages(r, dataclasses.replace(config, sgpo=imitating))
   np.testing.assert_allclose(execution, CORRECT)

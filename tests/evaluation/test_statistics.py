@@ -126,11 +126,11 @@ def test_interquartile_mean_against_scipy():
 
 
 def test_stratified_iqm_against_a_loop():
-  scores = np.random.default_rng(6).random((5, 3))
+  scores = np.random.default_rng(6).random((5, 4))
   rng = np.random.default_rng(0)
-  rows = rng.integers(0, 5, (200, 5, 3))
+  rows = rng.integers(0, 5, (200, 5, 4))
   draws = [
-    statistics.interquartile_mean([[scores[row[r, t], t] for t in range(3)] for r in range(5)])
+    statistics.interquartile_mean([[scores[row[r, t], t] for t in range(4)] for r in range(5)])
     for row in rows
   ]
   got = statistics.stratified_iqm(scores, resamples=200)

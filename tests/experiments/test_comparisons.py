@@ -102,6 +102,17 @@ def test_differences_are_paired_by_seed():
   assert tables.cell({**d, "low": 0.0}) == "0.100 (0.100, 0.100, 0.100)"
 
 
+def test_five_seeds_are_resampled_and_fewer_listed():
+  records = [make_record("sgpo", seed, 0.5) for seed in range(tables.FEW)]
+  for seed, record in enumerate(records):
+    record["sts"] = seed / 10
+  five, four = (tables.summary(records[:n], "transfer score") for n in (5, 4))
+  assert tables.FEW == 5 and "values" not in five and 0 < five["low"] < 0.2 < five["high"] < 0.4
+  assert four["values"] == [0.0, 0.1, 0.2, 0.3] and (four["low"], four["high"]) == (0.0, 0.3)
+  row = tables.accuracy({"sgpo": records}).splitlines()[-1]
+  assert row.endswith("| 0.100 | 0.000 |")  # cut off and unreadable, means over the splits
+
+
 def test_intervals_of_independent_runs_cover():
   rng = np.random.default_rng(1)
   inside = 0
