@@ -236,7 +236,7 @@ def picture(results: Results, path: str, marked: tuple[str, ...] = ("sgpo",)) ->
   """A panel a column and measure, a row a method, with intervals and the single runs."""
   style = charts.STYLE | {"axes.grid.axis": "x", "svg.fonttype": "path"}
   with matplotlib.rc_context(style):
-    figure = Figure(figsize=(15, 0.42 * len(results) + 1), layout="constrained")
+    figure = Figure(figsize=(15, 0.42 * len(results) + 1.2), layout="constrained")
     axes = figure.subplots(1, len(HEADS), sharey=True)
     for axis, (head, splits) in zip(axes, HEADS.items(), strict=True):
       for y, (name, records) in enumerate(results.items()):
@@ -249,4 +249,9 @@ def picture(results: Results, path: str, marked: tuple[str, ...] = ("sgpo",)) ->
       axis.set_ylim(len(results) - 0.5, -0.5)
       axis.set_title(f"{head}\n{' '.join(splits)}")
       axis.spines["left"].set_visible(False)
+    few = min(map(len, results.values())) < FEW
+    figure.supxlabel(
+      "bars: 95% intervals" + few * ", of right plans and transfer scores the range of the runs",
+      fontsize=8,
+    )
     figure.savefig(path, metadata={"Date": None})

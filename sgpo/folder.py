@@ -122,7 +122,7 @@ def check_same_data(fingerprint: dict[str, str], workdir: str) -> None:
     )
 
 
-def _cpu() -> str:
+def cpu() -> str:
   """The processor and how many of its cores may be used: both change how sums are rounded."""
   name = platform.processor() or platform.machine()
   if os.path.exists("/proc/cpuinfo"):
@@ -152,7 +152,7 @@ def describe(data: Any, parameters: int) -> dict:
     "versions": versions,
     "devices": [str(d) for d in jax.devices()],
     "device_kind": jax.devices()[0].device_kind,
-    "cpu": _cpu(),
+    "cpu": cpu(),
     "processes": jax.process_count(),
     "git": commit(),
     "data": data,

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from experiments import runs, tables
 from experiments.method_table import methods
 from experiments.method_table.run import finish, header, jobs_of, parser, recorded, settled
-from sgpo import allocator, cli, loading
+from sgpo import allocator, cli, folder, loading
 from sgpo.methods.registry import METHODS
 from sgpo.report import charts
 
@@ -130,6 +130,8 @@ def picture(found: tables.Results, worked: list[int], families: list[int], path:
   """The curves that have points: a column an axis of data, a row a measure."""
   measures = {"out of distribution": "accuracy out of distribution",
               "transfer score": "strategy transfer score"}  # fmt: skip
+  few = len(next(iter(found.values()))) < tables.FEW
+  bands = {"transfer score": "range of the runs"} if few else {}
   colors = dict(cold=charts.BEFORE, grpo=charts.BANK, sgpo=charts.AFTER)
   curves = [("worked examples", worked, ("cold", *LEARNERS), "{}_w{}"),
             ("answered problems", families, LEARNERS, "{}_f{}")]  # fmt: skip
@@ -149,23 +151,30 @@ def picture(found: tables.Results, worked: list[int], families: list[int], path:
         axis.set_xscale("log")
         axis.set_xticks(x, [f"{v:,}" for v in x])
         axis.minorticks_off()
-        axis.set_title(words)
+        axis.set_title(f"{words}\n({bands.get(measure, '95% interval')})")
       column[-1].set_xlabel(title)
       column[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
-def report(args, table: tables.Results, found: tables.Results, timed: dict) -> str:
-  """By what it was made, the table, and both curves."""
+def report(
+  args, table: tables.Results, found: tables.Results, points: tables.Results, timed: dict
+) -> str:
+  """By what it was made, the table, and both curves.
+
+  `found`: the runs of the curves; `points`: these and the table's, which are a point of theirs.
+  """
   listed = lambda name: f"--{name}={','.join(map(str, getattr(args, name)))}"
   more = [listed(name) for name in ("curve_seeds", "worked", "families")]
   worked = ["cold_w{}", *(f"{name}_w{{}}" for name in LEARNERS)]
   pools = [f"{name}_f{{}}" for name in LEARNERS]
   return "\n".join([
     header(args, {**found, **table}, "cost_table", more), main_table(table, timed),
+    f"Seconds: the median of {args.rounds} rounds' ratios, in each of which all methods took a "
+    f"step ({folder.cpu()}, commit {(folder.commit() or 'unknown')[:7]}).\n",
     f"Curves, seeds {', '.join(map(str, args.curve_seeds))}:\n",
-    curve_table(found, "worked examples", worked, args.worked),
-    curve_table(found, "families of 4 answered problems", pools, args.families),
+    curve_table(points, "worked examples", worked, args.worked),
+    curve_table(points, "families of 4 answered problems", pools, args.families),
   ])  # fmt: skip
 
 
@@ -210,13 +219,14 @@ def main() -> int:
   timed = seconds(
     {name: jobs[0] for name, jobs in made.items() if name in methods.METHODS}, args.rounds, start
   )
+  points = dict(found)
   for name in (methods.COLD, *LEARNERS):
-    found[f"{name}_w{own}"] = [row for row in table[name] if row["seed"] in args.curve_seeds]
-  text = report(args, table, found, timed)
+    points[f"{name}_w{own}"] = [row for row in table[name] if row["seed"] in args.curve_seeds]
+  text = report(args, table, found, points, timed)
   return finish(
-    args, table, text, lambda path: picture(found, args.worked, args.families, path),
+    args, table, text, lambda path: picture(points, args.worked, args.families, path),
     seconds={name: statistics.median(values) for name, values in timed.items()},
-    curves={name: measured(records) for name, records in found.items()},
+    curves={name: measured(records) for name, records in points.items()},
   )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from sgpo import cli, files
 PRESETS = {  # options of every run, of cold starts, of methods; seeds
   "full": (
     ("--config.eval.problems=512", "--config.eval.transfer_pairs=512",
-     "--config.eval.first=100000"),  # nothing was chosen on these
+     "--config.eval.first=100000"),  # nothing was chosen on these problems
     ("--config.sft.steps=2000",),
     ("--config.sgpo.steps=150", "--config.critic.steps=40"),
     "0,1,2,3,4",

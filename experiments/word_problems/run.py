@@ -15,7 +15,7 @@ import sys
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments import runs
+from experiments import runs, tables
 from experiments.tables import cell
 from sgpo import files, report
 from sgpo.report import charts
@@ -156,6 +156,13 @@ def main() -> int:
       row = wanted | record(workdir)
       store.add(row)
     results[seed], commits[seed] = evaluations(row), row["git"]
+  arms = {
+    f"seed {seed}": [{"arms": {name: after["mean"] for name, _, after in arms_of(*pair)}}]
+    for seed, pair in results.items()
+  }
+  if broken := tables.broken_controls(arms, list(arms)):
+    print("no table, since controls do not fail:\n  " + "\n  ".join(broken), file=sys.stderr)
+    return 1
   command = f"python -m experiments.word_problems.run --seeds={','.join(map(str, args.seeds))}"
   command += f" --config={args.config}" if args.config != parser.get_default("config") else ""
   text = markdown(results, commits, command)

@@ -22,7 +22,9 @@ def evaluation(classes, seed):
            "guided_correct": marks(i + 9), "classes": of}
     for i, (name, of) in enumerate(zip(SPLITS, classes, strict=True))
   }  # fmt: skip
+  low = {"mean": 0.05, "low": 0.0, "high": 0.1}
   arms = dict.fromkeys(report.ARMS, interval)
+  arms |= dict.fromkeys(("shuffled", "answer_only", "class_prior"), low)
   transfer = {"arms": arms, "controls": {}, "sts": interval, "sibling_over_none": interval}
   return {"splits": splits, "shared_classes": True, "transfer": transfer}
 
@@ -59,3 +61,10 @@ def test_tables_out_of_records_are_those_of_the_runs(tmp_path, monkeypatch, caps
   assert word_problems.main() == 0 and len(launched) == 1
   assert (tmp_path / "out" / "result.md").read_text() == table
   assert (tmp_path / "out" / "result.svg").exists()
+
+  after["transfer"]["arms"]["shuffled"] = {"mean": 0.5, "low": 0.4, "high": 0.6}
+  write_run(tmp_path / "runs" / "seed5", before, after)
+  monkeypatch.setattr("sys.argv", ["run", "--seeds=5", *flags[2:]])
+  assert word_problems.main() == 1
+  assert "seed 5: shuffled 0.500 is not below sibling 0.500" in capsys.readouterr().err
+  assert (tmp_path / "out" / "result.md").read_text() == table
