@@ -8,8 +8,8 @@ from tests.test_bank import ADD, C, D, N, S, strategies_of
 
 
 def test_candidates_average_copies_and_count_siblings():
-  tokens = jnp.array([[[1, 2, 4], [1, 2, 9], [3, 4, 0], [5, 4, 0], [4, 0, 0], [5, 4, 0]]])
-  length = jnp.array([[2, 2, 1, 1, 0, 1]])
+  tokens = jnp.array([[[1, 2, 4], [1, 2, 9], [3, 4, 0], [1, 2, 5], [4, 0, 0], [5, 4, 0]]])
+  length = jnp.array([[2, 2, 1, 2, 0, 1]])
   closed = jnp.array([[True, True, True, False, True, False]])
   # Columns: the source, then three siblings.
   correct = [[1, 1, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]
