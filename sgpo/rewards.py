@@ -9,9 +9,7 @@ from sgpo.bank_math import lower_bound
 from sgpo.config import Config
 from sgpo.models.calculator import digit_value
 from sgpo.models.transformer import LM
-from sgpo.types import NO_NUMBER, Families, Segment, Symbols
-
-MAX_DIGITS = 9  # what fits int32
+from sgpo.types import MAX_DIGITS, NO_NUMBER, Families, Segment, Symbols
 
 
 @struct.dataclass

@@ -9,7 +9,7 @@ from decimal import Decimal
 from sgpo import config as config_lib
 from sgpo.data import classes, gsm8k, lines
 from sgpo.graders import numeric
-from sgpo.types import INT32, Problem
+from sgpo.types import LARGEST_ANSWER, Problem
 
 
 def _find(path: str, names: tuple[str, ...], what: str) -> str:
@@ -30,7 +30,7 @@ def make_problem(question: str, answer: str, solution: str, where: str, **fields
   value = values[0] if values[1] is None else values[1]
   if value is None:
     raise ValueError(f"{where}: field 'answer' = {answer!r} is no number; drop the row")
-  whole = value.denominator == 1 and abs(value) <= INT32
+  whole = value.denominator == 1 and abs(value) <= LARGEST_ANSWER
   numbers = gsm8k.question_numbers(question)
   plan = classes.plan_key(solution, numbers, value, gsm8k.CONSTANTS) or ""
   return Problem(

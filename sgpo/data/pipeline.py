@@ -17,7 +17,7 @@ from sgpo.config import Config, Room, sampled
 from sgpo.data import strategies
 from sgpo.data.dataset import Dataset
 from sgpo.data.tokenizers import Tokenizer
-from sgpo.types import INT32, NO_NUMBER, Examples, Families, Problem
+from sgpo.types import INT32, LARGEST_ANSWER, NO_NUMBER, Examples, Families, Problem
 
 ATTEMPTS = 64  # indices that one row may try before the room counts as too small
 BATCHES = 10**7  # the end of a data set without end
@@ -68,7 +68,7 @@ def fits(problem: Problem, tokenizer: Tokenizer, room: Room) -> bool:
   return (
     len(tokenizer.encode_prompt(problem.question)) <= room.prompt
     and len(problem.numbers) <= room.numbers
-    and abs(problem.answer) <= INT32
+    and abs(problem.answer) <= LARGEST_ANSWER
     and len(problem.gold.encode()) <= GOLD
   )
 
