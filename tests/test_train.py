@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sgpo import bank_io, bootstrap, evaluate, files, folder, loading, solve, train
+from sgpo import bank_io, bootstrap, evaluate, files, folder, loading, run_check, solve, train
 from sgpo import config as config_lib
 from sgpo.checkpoint import Checkpointer
 from sgpo.data import make_dataset
@@ -195,6 +195,10 @@ def test_no_permission_is_said(tmp_path):
       {"mesh": (4, 2), "sgpo": dataclasses.replace(CONFIG.sgpo, microbatches=4)},
       "sgpo.sources = 2, in 1 microbatches of 2, is not divisible by .* axis of 4",
     ),
+    (
+      {"mesh": (4, 2), "stages": ("sft",), "eval": dataclasses.replace(CONFIG.eval, batch=6)},
+      "eval.batch = 6 is not divisible by .* axis of 4",
+    ),
     ({"data": config_lib.Data(name="gsm8k", path="nowhere")}, "nowhere"),
     ({"model": dataclasses.replace(CONFIG.model, attention="cudnn", dtype="bfloat16")}, "needs an"),
     ({"data": config_lib.Data(name="word_problem")}, 'Did you mean "word_problems"'),
@@ -221,6 +225,17 @@ def test_what_cannot_run_leaves_no_folder(tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
     train.run(dataclasses.replace(CONFIG, **change), str(tmp_path / "x"))
   assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, see conftest.py")
+def test_keys_of_stages_that_do_not_run_stop_nothing():
+  sizes = {"sgpo": CONFIG.sgpo, "bank": dataclasses.replace(CONFIG.bank, capacity=9)}
+  config = dataclasses.replace(CONFIG, mesh=(4, 2), stages=("sft",), **sizes)
+  run_check.check(config)
+  with pytest.raises(ValueError, match="bank.capacity = 9 is not divisible by the 8 devices"):
+    run_check.check(dataclasses.replace(config, stages=("sgpo",)))
+  with pytest.raises(ValueError, match="sgpo.sources = 2"):
+    run_check.check(dataclasses.replace(config, stages=("grpo",)))
 
 
 def test_a_stage_owns_its_parameters_and_no_steps_save_them(tmp_path, monkeypatch):
