@@ -84,9 +84,9 @@ def batches(config: Any) -> list[tuple[str, int, str, int]]:
   sft, sgpo = config.sft, config.sgpo
   pieces, families = "sgpo.microbatches", ("sgpo.sources", sgpo.sources)
   out = []
-  if {*config.stages} & {*SUPERVISED}:
+  if "sft" in config.stages:
     out.append(("sft.batch", sft.batch, "sft.microbatches", sft.microbatches))
-  if not sampled(config):
+  if not {*config.stages} - {"sft"}:
     return out
   if sgpo.microbatches <= sgpo.sources:
     return [*out, (*families, pieces, sgpo.microbatches)]

@@ -9,7 +9,7 @@ from sgpo.bank_math import lower_bound
 from sgpo.config import Config
 from sgpo.models.calculator import digit_value
 from sgpo.models.transformer import LM
-from sgpo.types import MAX_DIGITS, NO_NUMBER, Families, Segment, Symbols
+from sgpo.types import ANSWER_DIGITS, NO_NUMBER, Families, Segment, Symbols
 
 
 @struct.dataclass
@@ -35,8 +35,8 @@ def read_numbers(tokens_BL: jax.Array, symbols: Symbols) -> jax.Array:
     digit, after = pair
     value = jnp.where(digit >= 0, value * 10 + digit, 0)
     count = jnp.where(digit >= 0, count + 1, 0)
-    value = jnp.where(count > MAX_DIGITS, 0, value)
-    ends = (digit >= 0) & (after < 0) & (count <= MAX_DIGITS)
+    value = jnp.where(count > ANSWER_DIGITS, 0, value)
+    ends = (digit >= 0) & (after < 0) & (count <= ANSWER_DIGITS)
     return (value, count), jnp.where(ends, value, NO_NUMBER)
 
   zero = jnp.zeros(digits.shape[1:], jnp.int32)
@@ -57,9 +57,9 @@ def read_answer(tokens_BL: jax.Array, symbols: Symbols) -> tuple[jax.Array, jax.
     after = jnp.where((phase == BEGUN) & (token == symbols.space), BEGUN, after)
     after = jnp.where((phase == BEGUN) & (token == symbols.sub), SIGNED, after)
     after = jnp.where((phase == NUMBER) & (token == symbols.eos), DONE, after)
-    after = jnp.where(takes, jnp.where(count < MAX_DIGITS, NUMBER, BROKEN), after)
+    after = jnp.where(takes, jnp.where(count < ANSWER_DIGITS, NUMBER, BROKEN), after)
     after = jnp.where((phase == OUTSIDE) & (token == symbols.answer), BEGUN, after)
-    value = jnp.where(takes & (count < MAX_DIGITS), value * 10 + digit, value)
+    value = jnp.where(takes & (count < ANSWER_DIGITS), value * 10 + digit, value)
     sign = jnp.where((phase == BEGUN) & (token == symbols.sub), -1, sign)
     return (after, value, sign, count + takes), None
 

@@ -39,16 +39,17 @@ def check(config: config_lib.Config) -> None:
         f"by the mesh's data axis of {data} devices; choose a multiple of {data * pieces}"
         + (f", or lower config.{key}" if pieces > 1 else "")
       )
-  if config.eval.batch % data:
-    raise ValueError(
-      f"config.eval.batch = {config.eval.batch} is not divisible by the mesh's data axis of {data} "
-      f"devices; choose a multiple of {data}"
-    )
   loading.check_start(config)
 
 
 def check_asked(config: config_lib.Config) -> None:
   """Raises ValueError for what a run would not read, or do. One that began before may go on."""
+  data = sharding.make_mesh(config.mesh).shape["data"]
+  if config.eval.batch % data:
+    raise ValueError(
+      f"config.eval.batch = {config.eval.batch} is not divisible by the mesh's data axis of {data} "
+      f"devices, each of which would evaluate all of it; choose a multiple of {data}"
+    )
   if config.bank.file and not (config.bank.capacity and "sgpo" in config.stages):
     raise ValueError(
       f"config.bank.file = {config.bank.file!r} fills the bank of a stage 'sgpo' with "

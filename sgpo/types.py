@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from flax import struct
 
 INT32 = 2**31 - 1  # the largest number that arrays hold
-MAX_DIGITS = 9  # of a number that is read on the device: so many always fit int32
-LARGEST_ANSWER = 10**MAX_DIGITS - 1  # answer that arrays hold
+ANSWER_DIGITS = 9  # of a number that is read on the device: so many always fit int32
+LARGEST_ANSWER = 10**ANSWER_DIGITS - 1  # answer that arrays hold
 NO_NUMBER = -1  # fills `numbers_PJM` behind a question's last number
-NO_SOURCE = -1  # a bank entry without a known source problem
+NO_SOURCE = -1  # a bank entry of no known family
 
 
 @dataclasses.dataclass(frozen=True)

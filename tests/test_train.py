@@ -229,13 +229,15 @@ def test_what_cannot_run_leaves_no_folder(tmp_path, change, message):
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, see conftest.py")
 def test_keys_of_stages_that_do_not_run_stop_nothing():
-  sizes = {"sgpo": CONFIG.sgpo, "bank": dataclasses.replace(CONFIG.bank, capacity=9)}
-  config = dataclasses.replace(CONFIG, mesh=(4, 2), stages=("sft",), **sizes)
+  bank = dataclasses.replace(CONFIG.bank, capacity=9)
+  config = dataclasses.replace(CONFIG, mesh=(4, 2), stages=("sft",), bank=bank)
   run_check.check(config)
   with pytest.raises(ValueError, match="bank.capacity = 9 is not divisible by the 8 devices"):
     run_check.check(dataclasses.replace(config, stages=("sgpo",)))
   with pytest.raises(ValueError, match="sgpo.sources = 2"):
     run_check.check(dataclasses.replace(config, stages=("grpo",)))
+  with pytest.raises(ValueError, match="sgpo.sources = 2"):
+    run_check.check(dataclasses.replace(config, stages=("sft_more",)))
 
 
 def test_a_stage_owns_its_parameters_and_no_steps_save_them(tmp_path, monkeypatch):

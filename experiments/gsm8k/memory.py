@@ -130,10 +130,16 @@ def main() -> int:
   )
   parser.add_argument("--topology", default="", help="TPUs to compile for, such as v5p:2x2x2")
   parser.add_argument("--slices", type=cli.positive, default=1, help="how many of --topology")
-  parser.add_argument("--sources", type=int, default=0, help="of --compile; else the preset's")
-  parser.add_argument("--microbatches", type=int, default=0, help="the same")
-  parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0 trains everything")
+  parser.add_argument(
+    "--sources", type=cli.positive, default=0, help="of --compile; else the preset's"
+  )
+  parser.add_argument("--microbatches", type=cli.positive, default=0, help="the same")
+  parser.add_argument(
+    "--lora", type=cli.positive, default=0, help="rank of adapters; 0 trains everything"
+  )
   args = parser.parse_args()
+  if args.devices[:1] < [1]:
+    parser.error("--devices must be positive numbers by commas")
   if args.compile:
     try:
       config = preset_config(args.compile, args.lora, args.sources, args.microbatches)

@@ -28,7 +28,7 @@ from sgpo.models import transformer
 from sgpo.types import flatten
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/word_problems.py")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "timed rounds")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "timed rounds", lower_bound=1)
 
 
 def variants(config: config_lib.Config) -> dict[str, config_lib.Config]:

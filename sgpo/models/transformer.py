@@ -42,7 +42,8 @@ class LM(NamedTuple):
            writes slot `slot` of the cache (per-layer KV behind [B, K, G], of which axes of size 1
            may be missing) and attends to the valid
   logits:  (params, hidden) -> float32 [..., V]
-  cast:    (params) -> params in the dtype of activations, but for norms and the embedding table
+  cast:    (params) -> params in the dtype of activations, but for norms, biases and the
+           embedding table
   split:   (params) -> these as `decode` wants them: one subtree a layer, matrices joined where
            they are one product, and for CPUs turned, see `turn`. Done once, outside of the
            sampling loop, from which not every compiler would move it
