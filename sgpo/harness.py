@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sgpo import allocator, cli, files, policy, sharding
 from sgpo import config as config_lib
@@ -77,8 +76,8 @@ class HarnessLM(Base):
     for start in range(0, len(rows), self.batch):
       chunk = order[start : start + self.batch]
       whole = [rows[i][0] for i in pipeline.filled(chunk, self.batch)]
-      length = np.array([len(ids) for ids in whole], np.int32)
-      scored = _scores(self.loaded.lm, self.loaded.params, self._pad(whole), length)
+      padded = sampling.padded(whole, self.loaded.tokenizer.symbols.pad)
+      scored = _scores(self.loaded.lm, self.loaded.params, *padded)
       for i, logp, likeliest in zip(chunk, *jax.device_get(scored), strict=False):
         ids, before = rows[i]
         part = slice(before - 1, len(ids) - 1)
@@ -106,10 +105,6 @@ class HarnessLM(Base):
     """log p(text)."""
     asked = [Request(("", request.args[0])) for request in requests]
     return [logp for logp, _ in self.loglikelihood(asked)]
-
-  def _pad(self, prompts: list[list[int]]) -> np.ndarray:
-    room = -(-max(map(len, prompts)) // sampling.BUCKET) * sampling.BUCKET
-    return pipeline.pad(prompts, room, self.loaded.tokenizer.symbols.pad)
 
   def generate_until(self, requests) -> list[str]:
     """Texts up to the first of each request's `until`, which ends answers, not strategies."""

@@ -66,6 +66,21 @@ def on_signal(handler) -> Iterator[None]:
       signal.signal(number, previous)
 
 
+def _stop_later(caught: list[int]):
+  """A handler that keeps a signal for the end of the step. After one Ctrl-C a second one kills."""
+
+  def note(number, _):
+    if jax.process_index() == 0 and not caught:
+      words = f"{signal.Signals(number).name}: this stops behind the step that runs, and saves"
+      words += "; Ctrl-C once more leaves at once" if number == signal.SIGINT else ""
+      print(words, file=sys.stderr, flush=True)
+    if number == signal.SIGINT:
+      signal.signal(number, signal.SIG_DFL)  # also where no Python runs, while a step is compiled
+    caught.append(number)
+
+  return note
+
+
 def _asked_to_stop(caught: list[int], step: int) -> bool:
   """Whether a signal came. Several processes stop behind the same step, whichever caught it."""
   if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
@@ -135,6 +150,24 @@ def first_state(run: loading.Run, method: Method, params: Any) -> TrainState:
   return jax.device_put(method.prepare(state), shardings)
 
 
+def _watched(
+  run: loading.Run, position: loading.Position, steps: int, offset: int,
+  cleanup: contextlib.ExitStack,
+) -> tuple[MetricWriter | None, Progress | None]:  # fmt: skip
+  """What process 0 shows of a stage, whose evaluation of before is removed; elsewhere nothing."""
+  if jax.process_index():
+    return None, None
+  if position.step < steps:  # or that of a checkpoint which got lost would stay
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(_evaluation(run, position.stage))
+  writer = MetricWriter(run.workdir, offset + position.step)
+  cleanup.callback(writer.close)
+  name = run.config.stages[position.stage]
+  progress = Progress(name, position.step, steps, run.config.log_every)
+  cleanup.callback(progress.close)
+  return writer, progress
+
+
 def run_stage(
   run: loading.Run, state: TrainState, position: loading.Position, offset: int, caught: list[int]
 ) -> TrainState:
@@ -156,16 +189,7 @@ def run_stage(
     batches.set_state(position.data)
   seed = jax.random.fold_in(jax.random.key(config.seed), stage)
   take = lambda step: (sharding.put_batch(run.mesh, next(batches)), jax.random.fold_in(seed, step))
-  main = jax.process_index() == 0
-  if main and position.step < method.steps:  # or that of a checkpoint which got lost would stay
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(_evaluation(run, stage))
-  writer = MetricWriter(run.workdir, offset + position.step) if main else None
-  progress = None
-  if writer:
-    cleanup.callback(writer.close)
-    progress = Progress(config.stages[stage], position.step, method.steps, config.log_every)
-    cleanup.callback(progress.close)
+  writer, progress = _watched(run, position, method.steps, offset, cleanup)
   pending, ahead, began = None, None, time.perf_counter()
   with cleanup:
     for step in range(position.step, method.steps):
@@ -293,16 +317,7 @@ def run(config: config_lib.Config, workdir: str) -> str:
     caught.append(number)  # what is raised while Python collects garbage is lost
     raise Interrupted(number, workdir)
 
-  def note(number, _):
-    if main and not caught:
-      words = f"{signal.Signals(number).name}: this stops behind the step that runs, and saves"
-      words += "; Ctrl-C once more leaves at once" if number == signal.SIGINT else ""
-      print(words, file=sys.stderr, flush=True)
-    if number == signal.SIGINT:
-      signal.signal(number, signal.SIG_DFL)  # also where no Python runs, while a step is compiled
-    caught.append(number)
-
-  with folder.held(workdir) if main else contextlib.nullcontext(), on_signal(note):
+  with folder.held(workdir) if main else contextlib.nullcontext(), on_signal(_stop_later(caught)):
     r = loading.open_run(config, workdir, dataset, tokenizer)
     with jax.set_mesh(r.mesh):
       params = loading.first_params(r)

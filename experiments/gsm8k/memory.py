@@ -138,7 +138,7 @@ def main() -> int:
     "--lora", type=cli.positive, default=0, help="rank of adapters; 0 trains everything"
   )
   args = parser.parse_args()
-  if args.devices[:1] < [1]:
+  if not args.devices or args.devices[0] < 1:
     parser.error("--devices must be positive numbers by commas")
   if args.compile:
     try:

@@ -96,6 +96,12 @@ def load(path: str, given: dict[str, Any], dtype: str, plain: bool = False) -> L
   return Loaded(lm, hf.load(path, wanted), tokenizer, *more)
 
 
+def padded(prompts: list[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens, lengths) of prompts, in room for the longest that is a multiple of BUCKET."""
+  length = np.array([len(ids) for ids in prompts], np.int32)
+  return pipeline.pad(prompts, -(-max(1, *length) // BUCKET) * BUCKET, pad), length
+
+
 def sample_plain(
   loaded: Loaded, prompts: list[list[int]], samples: int, room: int, sampling, key
 ) -> Iterator[list[Sample]]:
@@ -103,9 +109,7 @@ def sample_plain(
   lm, params, tokenizer, *_ = loaded
   s = tokenizer.symbols
   last = np.array([ids[-1] for ids in prompts], np.int32)  # read as the answer's opening
-  length = np.array([len(ids) - 1 for ids in prompts], np.int32)
-  T = -(-max(1, *length) // BUCKET) * BUCKET
-  tokens = pipeline.pad([ids[:-1] for ids in prompts], T, s.pad)
+  tokens, length = padded([ids[:-1] for ids in prompts], s.pad)
   segment = _generate(lm, s, sampling, samples, room, params, tokens, length, last, key)
   # Models may end in other tokens than the one at which sampling stops.
   ended = lambda ids: itertools.takewhile(lambda i: i not in tokenizer.stops, ids.tolist())
@@ -134,9 +138,7 @@ def sample_strategies(
   lm, params, tokenizer, *_ = loaded
   P, J = len(families), len(families[0])
   flat = [ids for family in families for ids in family]
-  longest = max(map(len, flat))
-  tokens = pipeline.pad(flat, -(-longest // BUCKET) * BUCKET, tokenizer.symbols.pad)
-  length = np.array([len(ids) for ids in flat], np.int32)
+  tokens, length = padded(flat, tokenizer.symbols.pad)
   out = _rollout(
     lm, tokenizer.symbols, sampling, samples, room, params, tokens.reshape(P, J, -1),
     length.reshape(P, J), key,
