@@ -64,7 +64,7 @@ def _main(argv: list[str]) -> int:
   if not _WORKDIR.value:
     raise ValueError("--workdir is missing, for example --workdir=runs/demo")
   if _ALLOCATOR.value:
-    allocator.restart_with_huge_pages()
+    allocator.restart()
     allocator.keep_heap()
   import jax  # noqa: PLC0415  after the allocator is set
 

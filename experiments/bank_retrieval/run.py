@@ -107,7 +107,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=cli.positive, default=20)
   parser.add_argument("--faiss", action="store_true", help="beside IndexFlatIP; needs faiss-cpu")
   args = parser.parse_args()
-  allocator.restart_with_huge_pages()
+  allocator.restart()
   allocator.keep_heap()
   result = (
     vars(args)

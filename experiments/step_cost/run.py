@@ -102,7 +102,7 @@ def in_turn(runs: dict, rounds: int) -> dict[str, list[float]]:
 
 def main(_) -> None:
   """Times the step's variants round by round."""
-  allocator.restart_with_huge_pages()
+  allocator.restart()
   allocator.keep_heap()
   config = config_lib.read(_CONFIG.value)
   dataset = make_dataset(config.data)

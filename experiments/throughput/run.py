@@ -68,6 +68,7 @@ class Laps:
     wall, median = self.wall[self.args.warmup :], self.median(self.wall)
     line = dict(
       peer="sgpo", workload=self.args.workload, mode=self.mode, steps=len(wall),
+      allocator=allocator.name(),
       s_median=round(median, 4), s_min=round(min(wall), 4), s_max=round(max(wall), 4),
       cpu_s_median=round(self.median(self.cpu), 4), tokens=tokens,
       tok_per_s=round(tokens / median, 1), first_step_s=round(self.wall[0], 2),
@@ -104,7 +105,7 @@ def main() -> None:
   """Runs the modes one after another."""
   args = arguments()
   if not args.no_allocator:
-    allocator.restart_with_huge_pages()
+    allocator.restart()
     allocator.keep_heap()
   out = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # what a library prints goes to stderr
