@@ -56,5 +56,5 @@ def restart() -> None:
 
 
 def name() -> str:
-  """ "jemalloc" where this process runs on it, else "system"."""
+  """Which allocator this process runs on: "jemalloc", or "system" for any other."""
   return "jemalloc" if "jemalloc" in os.environ.get(PRELOAD, "") else "system"
