@@ -1,6 +1,7 @@
 """Which allocator a program starts itself again with."""
 
 import ctypes.util
+import importlib.util
 import os
 import subprocess
 import sys
@@ -14,19 +15,15 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="setting
 
 @pytest.fixture
 def started(monkeypatch):
-  """Calls `restart` in an environment; what it set of it, or None where it did not start anew."""
+  """Calls `restart` in an environment; what it added to it, or None where it did not start anew."""
 
   def start(library, **environment):
     calls = []
-    for key in (allocator.PRELOAD, allocator.TUNABLES, "MALLOC_CONF", "JAX_PLATFORMS"):
-      monkeypatch.delenv(key, raising=False)
-    for key, value in environment.items():
-      monkeypatch.setenv(key, value)
-    before = dict(os.environ)
+    monkeypatch.setattr(os, "environ", dict(environment))
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: library)
     monkeypatch.setattr(os, "execv", lambda *args: calls.append(args))
     allocator.restart()
-    return {k: v for k, v in os.environ.items() if before.get(k) != v} if calls else None
+    return {k: v for k, v in os.environ.items() if k not in environment} if calls else None
 
   return start
 
@@ -53,6 +50,17 @@ def test_what_is_set_already_stands_and_accelerators_are_left_alone(started):
   assert started("libjemalloc.so.2", JAX_PLATFORMS="cpu", LD_PRELOAD="mine.so") is None
   assert started("libjemalloc.so.2", JAX_PLATFORMS="cpu", GLIBC_TUNABLES="") is None
   assert started("libjemalloc.so.2", JAX_PLATFORMS="cuda") is None
+
+
+@linux
+def test_a_plugin_of_an_accelerator_counts_where_no_platform_is_asked_for(started, monkeypatch):
+  installed = {"libtpu"}
+  find = lambda name: object() if name in installed else None
+  monkeypatch.setattr(importlib.util, "find_spec", find)
+  assert started("libjemalloc.so.2") is None
+  assert started("libjemalloc.so.2", JAX_PLATFORMS="cpu") is not None
+  installed.clear()
+  assert started("libjemalloc.so.2") is not None
 
 
 @linux
